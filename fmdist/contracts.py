@@ -55,8 +55,12 @@ class DataSpec:
 
     inputs: tuple[InputSpec, ...]
     target: TargetSpec
+    size: int = 0
+    """Samples of the training split."""
     counts: tuple[int, ...] = ()
     """For classes and labels: how many training samples carry each of the target's names."""
+    moments: tuple[tuple[float, float], ...] = ()
+    """For values: mean and standard deviation of each target over the training split."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -67,7 +71,8 @@ class DataSpec:
         """Read what `to_json` wrote."""
         inputs = (InputSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in value["inputs"])
         target = TargetSpec(value["target"]["kind"], tuple(value["target"]["names"]))
-        return DataSpec(tuple(inputs), target, tuple(value["counts"]))
+        moments = tuple((mean, std) for mean, std in value["moments"])
+        return DataSpec(tuple(inputs), target, value["size"], tuple(value["counts"]), moments)
 
 
 class Draw(NamedTuple):
@@ -90,7 +95,8 @@ class Dataset(Protocol):
         ...
 
 
-class LossOut(NamedTuple):
+@dataclass(slots=True)
+class LossOut:
     """What a phase's loss returns: a sum over ``count`` items, not a mean.
 
     Sums over known counts make accumulation, uneven ranks and federated weights right together.
@@ -98,7 +104,7 @@ class LossOut(NamedTuple):
 
     loss_sum: Tensor
     count: float
-    logs: Mapping[str, Tensor] = {}
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,14 @@ class ExportSpec:
     openvino_route: Literal["trace", "exported"] = "trace"
     probe_batches: tuple[int, int] = (2, 5)
     """Batch sizes at which the exported module is compared with torch."""
+
+
+class ModelBuilder(Protocol):
+    """What a task needs of a model kind's ``Config``."""
+
+    def build(self, spec: DataSpec, outputs: int) -> nn.Module:
+        """Return a new module from the data's inputs to (B, outputs), in torch's default initialization."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Files that are whole or absent: atomic writes, hashed directories, locks.
 
-A committed directory holds ``manifest.json`` with the SHA-256 of every other file. It is filled under a hidden
-temporary name, fsynced, and renamed into place, so that a kill or a full disk leaves the old state or the new.
+A committed directory holds ``manifest.json`` with the SHA-256 of every other file. It is filled under a
+hidden temporary name, fsynced, and renamed into place, so that a kill or a full disk leaves the old state
+or the new.
 """
 
 from __future__ import annotations

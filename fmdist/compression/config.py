@@ -1,0 +1,40 @@
+"""The recipe's ``compress:`` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fmdist.compression.passes.base import PassConfig
+from fmdist.recipe.schema import Plugin, Section
+
+Runtime = Literal["openvino", "onnxruntime"]
+
+
+class BenchmarkConfig(Section):
+    """How latency and throughput are measured."""
+
+    threads: int = Field(default=1, ge=1)
+    """CPU threads that torch and every runtime may use."""
+    samples: int = Field(default=200, ge=10)
+    """Timed inferences of one sample, per model."""
+    batch_size: int = Field(default=64, ge=1)
+    """Samples per inference when throughput is measured."""
+    max_seconds: float = Field(default=10.0, gt=0)
+    """Measuring ends after this time, in seconds, once every model has 10 inferences."""
+
+
+class CompressConfig(Section):
+    """Export to OpenVINO and ONNX, the passes in the order given, verification, benchmark."""
+
+    passes: tuple[Annotated[PassConfig, Plugin("passes")], ...] = ()
+    """What to do to the model, in this order, each `{kind: ...}`; none exports it in float32."""
+    max_drop: float = Field(default=0.01, ge=0)
+    """Loss of the task's primary metric allowed on the validation split, in the metric's own units."""
+    calibration_samples: int = Field(default=300, ge=1)
+    """Training samples, drawn evenly over the classes, from which value ranges are measured."""
+    runtimes: tuple[Runtime, ...] = Field(default=("openvino", "onnxruntime"), min_length=1)
+    """For which runtimes to write models."""
+    benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
+    """How speed is measured."""

@@ -1,0 +1,103 @@
+"""Export a trained module to OpenVINO IR and ONNX, in float32.
+
+It happens in this process: the exporters keep state between calls that freezes the time axis of recurrent
+networks, and the current families (perceptrons and convolutional networks) have no such axis. Verification
+compares every export with torch at two batch sizes in a fresh process.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmdist.contracts import ExportSpec
+from fmdist.errors import CompressionError
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Return a copy on the CPU in evaluation mode that needs no gradients."""
+    return copy.deepcopy(module).cpu().eval().requires_grad_(False)
+
+
+def export_openvino(spec: ExportSpec, file: Path) -> None:
+    """Write ``file`` (.xml) and its weights (.bin beside it), float32, with named inputs and free axes.
+
+    Raises:
+        CompressionError: if OpenVINO can't convert the module.
+    """
+    import openvino
+
+    module = frozen(spec.module)
+    example = spec.example_inputs(spec.probe_batches[0])
+    with _exporting("openvino"):
+        if spec.openvino_route == "trace":
+            model = openvino.convert_model(module, example_input=example)
+        else:
+            program = torch.export.export(module, example, dynamic_shapes=_dynamic_shapes(spec))
+            model = openvino.convert_model(program)
+        shapes = {}
+        for port, name, value in zip(model.inputs, spec.input_names, example, strict=True):
+            port.get_tensor().set_names({name})
+            free = spec.dynamic_axes.get(name, {})
+            shapes[port] = openvino.PartialShape(
+                [-1 if axis in free else size for axis, size in enumerate(value.shape)]
+            )
+        for port, name in zip(model.outputs, spec.output_names, strict=True):
+            port.get_tensor().set_names({name})
+        model.reshape(shapes)
+        openvino.save_model(model, str(file), compress_to_fp16=False)
+
+
+def export_onnx(spec: ExportSpec, file: Path) -> None:
+    """Write one ONNX file, float32, with named inputs and free axes.
+
+    Raises:
+        CompressionError: if torch can't export the module.
+    """
+    module = frozen(spec.module)
+    example = spec.example_inputs(spec.probe_batches[0])
+    names: dict[str, Any] = {
+        "input_names": list(spec.input_names),
+        "output_names": list(spec.output_names),
+        "verbose": False,
+    }
+    with _exporting("onnx"):
+        if spec.onnx_route == "dynamo":
+            shapes = _dynamic_shapes(spec)
+            torch.onnx.export(
+                module, example, str(file), dynamo=True, dynamic_shapes=shapes, external_data=False, **names
+            )
+        else:
+            axes = {name: dict(free) for name, free in spec.dynamic_axes.items()}
+            torch.onnx.export(module, example, str(file), dynamo=False, dynamic_axes=axes, **names)
+
+
+def _dynamic_shapes(spec: ExportSpec) -> tuple[dict[int, Any], ...]:
+    # One Dim object per name: axes that share a name must stay equal.
+    dims = {name: torch.export.Dim(name) for free in spec.dynamic_axes.values() for name in free.values()}
+    return tuple(
+        {axis: dims[dim] for axis, dim in spec.dynamic_axes.get(name, {}).items()}
+        for name in spec.input_names
+    )
+
+
+@contextmanager
+def _exporting(target: str) -> Iterator[None]:
+    """Keep the exporters' warnings about their own internals to ourselves; name the target of a failure."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            raise CompressionError(
+                field=f"compress.export.{target}",
+                problem=f"the model can't be exported ({type(error).__name__}: {str(error).splitlines()[0]})",
+                fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
+            ) from error

@@ -1,0 +1,178 @@
+"""One way to run a model file in OpenVINO or ONNX Runtime, on the CPU.
+
+Shapes: B batch, K outputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmdist import component
+from fmdist.errors import CheckpointError, UsageError, did_you_mean
+
+Runtime = Literal["openvino", "onnxruntime"]
+Precision = Literal["f32", "default"]
+Inputs = Mapping[str, NDArray[Any]]
+
+RUNTIMES: tuple[Runtime, ...] = ("openvino", "onnxruntime")
+PRECISIONS: tuple[Precision, ...] = ("f32", "default")
+
+_OPENVINO_LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq"}
+_ONNX_LAYERS = {
+    "Conv": "f32",
+    "FusedConv": "f32",
+    "ConvTranspose": "f32",
+    "Gemm": "f32",
+    "FusedGemm": "f32",
+    "MatMul": "f32",
+    "FusedMatMul": "f32",
+    "QLinearConv": "int8",
+    "QGemm": "int8",
+    "QLinearMatMul": "int8",
+    "MatMulIntegerToFloat": "int8",
+    "ConvInteger": "int8",
+    "MatMulInteger": "int8",
+}
+
+
+class Session(Protocol):
+    """A model that is ready to run."""
+
+    def run(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Return the first output, (B, K), for inputs by name, batch first."""
+        ...
+
+    def executed(self) -> dict[str, int]:
+        """Return in which precision the layers with weights really run, with how many each."""
+        ...
+
+
+def open_model(
+    file: Path, runtime: str, precision: str = "default", threads: int | None = None
+) -> OpenVinoSession | OnnxSession:
+    """Open ``file`` in a runtime.
+
+    Args:
+        file: an OpenVINO IR (``.xml`` with its ``.bin`` beside it) or an ONNX model.
+        runtime: ``openvino`` or ``onnxruntime``.
+        precision: ``f32`` asks for float32 arithmetic outside of quantized layers; ``default`` leaves it to
+            the runtime (OpenVINO takes bfloat16 where the CPU has it; ONNX Runtime always takes float32).
+        threads: CPU threads; None leaves it to the runtime.
+
+    Raises:
+        UsageError: for an unknown runtime or precision.
+        DependencyMissing: if the runtime is not installed.
+        CheckpointError: if the runtime can't read the file.
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+    check_choice("precision", precision, PRECISIONS)
+    kind = OpenVinoSession if runtime == "openvino" else OnnxSession
+    try:
+        return kind(file, precision, threads)
+    except ModuleNotFoundError as error:
+        component.require("compress", needed_by=f"runtime '{runtime}'")
+        raise error
+    except RuntimeError as error:
+        raise CheckpointError(
+            field=str(file), problem=f"{runtime} can't read this model ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise UsageError(
+            field=field,
+            problem="unknown value",
+            value=value,
+            allowed=", ".join(allowed),
+            fix=did_you_mean(value, allowed),
+        )
+
+
+class OpenVinoSession:
+    """A compiled OpenVINO model."""
+
+    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+        import openvino
+
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if precision == "f32":
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.compiled = openvino.Core().compile_model(str(file), "CPU", options)
+        self._request = self.compiled.create_infer_request()
+
+    def run(self, inputs: Inputs) -> NDArray[np.float32]:
+        """See `Session.run`."""
+        outputs = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        # The runtime reuses this memory at the next call.
+        return np.array(outputs[0], dtype=np.float32)
+
+    def executed(self) -> dict[str, int]:
+        """See `Session.executed`; read from the graph that the CPU plug-in runs."""
+        counts: Counter[str] = Counter()
+        for node in self.compiled.get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            if facts["layerType"].astype(str) in _OPENVINO_LAYERS:
+                counts[_plain_name(facts["runtimePrecision"].astype(str))] += 1
+        return dict(sorted(counts.items()))
+
+
+class OnnxSession:
+    """An ONNX Runtime session on its CPU provider."""
+
+    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+        import onnxruntime
+
+        self._file = file
+        options = onnxruntime.SessionOptions()
+        # Warnings about optimizations that don't apply are of no use to whoever runs a model.
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        if not file.is_file():
+            raise CheckpointError(field=str(file), problem="file not found")
+        try:
+            self._session = self._open(options)
+        except Exception as error:
+            # ONNX Runtime's own exceptions derive from Exception and share no base class.
+            if type(error).__module__.startswith("onnxruntime"):
+                raise RuntimeError(str(error)) from error
+            raise
+
+    def _open(self, options: Any) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(str(self._file), options, providers=["CPUExecutionProvider"])
+
+    def run(self, inputs: Inputs) -> NDArray[np.float32]:
+        """See `Session.run`."""
+        return np.asarray(self._session.run(None, dict(inputs))[0], dtype=np.float32)
+
+    def executed(self) -> dict[str, int]:
+        """See `Session.executed`; read from the graph as the runtime optimized it (needs onnx)."""
+        import onnx
+        import onnxruntime
+
+        with tempfile.TemporaryDirectory() as folder:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            self._open(options)
+            graph = onnx.load(options.optimized_model_filepath).graph
+        counts = Counter(_ONNX_LAYERS[node.op_type] for node in graph.node if node.op_type in _ONNX_LAYERS)
+        return dict(sorted(counts.items()))
+
+
+def _plain_name(precision: str) -> str:
+    return "int8" if precision in {"u8", "i8"} else precision

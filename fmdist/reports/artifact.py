@@ -1,0 +1,288 @@
+"""The report of an artifact, from its ``manifest.json``; see `fmdist.compression.manifest` for the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fmdist import storage
+from fmdist.errors import CheckpointError
+from fmdist.reports import files, plots
+from fmdist.reports.layout import (
+    Block,
+    Code,
+    Figure,
+    Figures,
+    Note,
+    Page,
+    Section,
+    Table,
+    Tile,
+    duration,
+    facts,
+    number,
+    size,
+    words,
+)
+
+FORMAT = 1
+NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+Record = Mapping[str, Any]
+
+
+def recognized(folder: Path) -> bool:
+    """Return whether ``folder`` holds an artifact (a checkpoint has a manifest too, of another kind)."""
+    manifest = files.mapping(folder / storage.MANIFEST)
+    return manifest is not None and manifest.get("kind") == "artifact"
+
+
+def page(folder: Path) -> Page:
+    """Return the report of the artifact in ``folder``.
+
+    Raises:
+        CheckpointError: if its manifest is of an unknown format.
+    """
+    manifest = _read(folder)
+    rows = manifest["results"]
+    sections = [
+        Section("Before and after", (_verdict(manifest), _results(manifest), Figures(_bars(rows)))),
+        Section("Parity", _parity(manifest["parity"])),
+        *(_pass(record, manifest) for record in manifest["passes"]),
+        Section("Stages", (_stages(manifest["stages"]),)),
+        Section("Signature", _signature(manifest)),
+        Section("How it was measured", (facts(_conditions(manifest)),)),
+        Section("Recipe", (Code(yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True)),)),
+        Section("Environment", (facts({name: manifest[name] for name in ("versions", "hardware")}),)),
+    ]
+    return Page(
+        kind="artifact",
+        name=manifest["name"],
+        status=" and ".join(sorted({row["variant"] for row in rows if row["runtime"] != "torch"})),
+        subtitle=f"{manifest['parameters']:,} parameters · created {manifest['created']}",
+        tiles=tuple(_tiles(manifest)),
+        sections=tuple(sections),
+    )
+
+
+def before_after(folder: Path) -> tuple[Block, ...]:
+    """Return the verdict and the table of results, for the report of the run that it was made from."""
+    manifest = _read(folder)
+    return (_verdict(manifest), _results(manifest))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / storage.MANIFEST
+    manifest: dict[str, Any] = storage.read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            field=f"{path}: format",
+            problem="written in a format that this version doesn't read",
+            value=manifest.get("format"),
+            allowed=str(FORMAT),
+            fix="compress the run again, or use the version of fmdist that wrote it",
+        )
+    return manifest
+
+
+def _headline(rows: Sequence[Record]) -> Record:
+    """Return the row that a user gets who just loads the artifact: smallest variant, default precision."""
+    exported = [row for row in rows if row["runtime"] != "torch"]
+    return min(exported, key=lambda row: (row["variant"] != "int8", row["precision"] != "default"))
+
+
+def _tiles(manifest: Record) -> list[Tile]:
+    rows, primary = manifest["results"], manifest["primary"]
+    original, best = rows[0], _headline(rows)
+    name = words(primary["name"])
+    tiles = [
+        Tile(f"test {name}", number(best["value"]), f"{NAMES[best['runtime']]} {best['variant']}"),
+        Tile(f"{name} before", number(original["value"]), "torch fp32"),
+        Tile("drop", _signed(best["drop"]), f"{number(primary['max_drop'])} allowed"),
+        Tile("size ratio", number(best["size_ratio"]), f"{size(best['bytes'])}; fp32 is 1"),
+    ]
+    if best["latency_ms"] is not None:
+        threads = manifest["benchmark"]["threads"]
+        note = f"{number(best['latency_ms']['median'])} ms a sample on {threads} thread{'s' * (threads > 1)}"
+        tiles.append(Tile("speed-up over torch", f"{best['speedup']:.1f} x", note))
+    return tiles
+
+
+def _verdict(manifest: Record) -> Note:
+    primary, allowed = words(manifest["primary"]["name"]), manifest["primary"]["max_drop"]
+    exported = [row for row in manifest["results"] if row["runtime"] != "torch"]
+    worst = max(exported, key=lambda row: row["drop"])
+    tested = f"on the {manifest['evaluation']['test_size']:,} test samples ({number(allowed)} allowed)"
+    if worst["drop"] > allowed:
+        text = f"{_label(worst)} loses {number(worst['drop'])} {primary} {tested}. "
+        return Note(text + "The limit is enforced on the validation split, not here.", "warning")
+    return Note(f"No model loses more than {number(max(worst['drop'], 0.0))} {primary} {tested}.", "good")
+
+
+def _results(manifest: Record) -> Table:
+    rows = tuple(
+        (
+            NAMES[row["runtime"]],
+            row["variant"],
+            row["precision"],
+            ", ".join(f"{name} x {layers}" for name, layers in row["executed"].items()),
+            number(row["value"]),
+            "" if row["runtime"] == "torch" else _signed(row["drop"]),
+            size(row["bytes"]),
+            size(row["gzip_bytes"]),
+            number(row["size_ratio"]),
+            *_speed(row),
+        )
+        for row in manifest["results"]
+    )
+    metric = words(manifest["primary"]["name"])
+    quality = ("runtime", "variant", "precision", "executed in", metric, "drop")
+    cost = ("size", "gzip", "ratio", "median ms", "p10 ms", "speed-up", "per second")
+    caption = (
+        "Every row is the exported file, reloaded in a process without torch and the model's code, on the "
+        "test split. Drop: how much worse than torch; negative is better. Precision: f32 was asked for, or "
+        "the runtime's default on this CPU; beside it, in what the layers with weights really ran. Ratio: "
+        "bytes over those of the same runtime's fp32. Latency is of one sample, speed-up is against torch "
+        f"eager, throughput is in batches of {manifest['benchmark']['batch_size']}."
+    )
+    return Table(quality + cost, rows, caption, text_columns=4)
+
+
+def _speed(row: Record) -> tuple[str, ...]:
+    if row["latency_ms"] is None:
+        return ("", "", "", "")
+    latency = row["latency_ms"]
+    speedup, throughput = f"{row['speedup']:.2f}", number(float(row["throughput_per_s"]))
+    return (number(latency["median"]), number(latency["p10"]), speedup, throughput)
+
+
+def _bars(rows: Sequence[Record]) -> tuple[Figure, ...]:
+    timed = [row for row in rows if row["latency_ms"] is not None]
+    # Precision changes how a file runs, not the file.
+    stored = list({(row["runtime"], row["variant"]): row for row in rows}.values())
+    drawn = []
+    if timed:
+        latency = plots.bars(
+            [_label(row) for row in timed], [row["latency_ms"]["median"] for row in timed], "ms per sample"
+        )
+        drawn.append(Figure("Latency", latency, "Median time of one sample; shorter is better."))
+    names = [f"{NAMES[row['runtime']]} {row['variant']}" for row in stored]
+    sizes = plots.bars(names, [row["bytes"] / 1e3 for row in stored], "kB on disk")
+    drawn.append(Figure("Size", sizes, "All the files that a runtime needs; shorter is better."))
+    return tuple(drawn)
+
+
+def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
+    if not rows:
+        return ()
+    table = Table(
+        ("runtime", "batch", "max |difference|", "max |torch|", "relative", "tolerance"),
+        tuple(
+            (
+                NAMES[row["runtime"]],
+                number(row["batch"]),
+                f"{row['max_abs_difference']:.2e}",
+                number(row["max_abs_reference"]),
+                f"{row['relative']:.2e}",
+                f"{row['tolerance']:.0e}",
+            )
+            for row in rows
+        ),
+        "Outputs of the fp32 files, float32 asked for, against torch's on the same inputs.",
+    )
+    if broken := [row for row in rows if row["relative"] > row["tolerance"]]:
+        where = ", ".join(f"{NAMES[row['runtime']]} at batch {row['batch']}" for row in broken)
+        return (Note(f"Outside the tolerance: {where}.", "warning"), table)
+    return (Note("The exported models compute what torch computes.", "good"), table)
+
+
+def _pass(record: Record, manifest: Record) -> Section:
+    blocks: list[Block] = []
+    if record["candidates"]:
+        blocks.append(_candidates(record["candidates"], manifest))
+    for runtime, coverage in record["coverage"].items():
+        blocks += _coverage(runtime, coverage)
+    return Section(words(record["kind"]).capitalize(), tuple(blocks))
+
+
+def _candidates(candidates: Sequence[Record], manifest: Record) -> Table:
+    precisions = sorted({name for row in candidates for name in row["values"]})
+    rows = tuple(
+        (
+            NAMES[row["runtime"]],
+            str(row["setting"]),
+            "chosen" if row["chosen"] else "",
+            *(number(row["values"].get(name)) for name in precisions),
+            _signed(row["drop"]),
+            number(row["error"]),
+            duration(row["seconds"]),
+        )
+        for row in candidates
+    )
+    metric = words(manifest["primary"]["name"])
+    headings = tuple(f"{metric} at {name}" for name in precisions)
+    caption = (
+        f"What was tried, scored on the {manifest['validation']['size']:,} validation samples; the test "
+        "split takes no part in the choice. Output error: relative RMS difference from the float model."
+    )
+    columns = ("runtime", "setting", "", *headings, "drop", "output error", "time")
+    return Table(columns, rows, caption, text_columns=3)
+
+
+def _coverage(runtime: str, coverage: Record) -> list[Block]:
+    share = coverage["quantized_parameters"] / max(coverage["parameters"], 1)
+    text = (
+        f"{NAMES[runtime]}: {coverage['quantized_layers']} of {coverage['layers']} layers with weights are "
+        f"quantized, {share:.1%} of the parameters."
+    )
+    if not coverage["left"]:
+        return [Note(text)]
+    rows = tuple(
+        (
+            layer["name"],
+            layer["type"],
+            layer["reason"],
+            " x ".join(map(str, layer["shape"])),
+            number(layer["parameters"]),
+        )
+        for layer in coverage["left"]
+    )
+    columns = ("layer left as it was", "type", "reason", "shape", "parameters")
+    return [Note(text, "warning"), Table(columns, rows, text_columns=3)]
+
+
+def _signature(manifest: Record) -> tuple[Block, ...]:
+    rows = tuple(
+        (
+            direction,
+            item["name"],
+            " x ".join("any" if side is None else str(side) for side in item["shape"]),
+            item["dtype"],
+        )
+        for direction in ("inputs", "outputs")
+        for item in manifest["signature"][direction]
+    )
+    rules = {name: manifest[name] for name in ("preprocessing", "decoding")}
+    return (Table(("", "name", "shape", "type"), rows, text_columns=4), facts(rules))
+
+
+def _stages(stages: Sequence[Record]) -> Table:
+    rows = tuple((stage["name"], duration(stage["seconds"])) for stage in stages)
+    total = sum(stage["seconds"] for stage in stages)
+    return Table(("stage", "time"), (*rows, ("all", duration(total))))
+
+
+def _conditions(manifest: Record) -> dict[str, Any]:
+    names = ("source", "fingerprint", "seed", "evaluation", "benchmark")
+    return {name: manifest[name] for name in names}
+
+
+def _label(row: Record) -> str:
+    return f"{NAMES[row['runtime']]} {row['variant']} ({row['precision']})"
+
+
+def _signed(drop: float | None) -> str:
+    return number(drop) if not drop else f"{drop:+.4f}"

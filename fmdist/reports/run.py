@@ -1,0 +1,140 @@
+"""The report of a training run: what `run.json`, `metrics.jsonl`, `data.json` and `evaluation/` hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmdist import storage
+from fmdist.reports import artifact, evaluation, files, plots
+from fmdist.reports.layout import (
+    Code,
+    Figure,
+    Figures,
+    Link,
+    Page,
+    Section,
+    Tile,
+    duration,
+    facts,
+    interval,
+    number,
+    words,
+)
+
+RECORD = "run.json"
+
+
+def page(folder: Path) -> Page:
+    """Return the report of the run in ``folder``.
+
+    Raises:
+        CheckpointError: if a recorded file is broken.
+    """
+    run = storage.read_json(folder / RECORD)
+    history = files.lines(folder / "metrics.jsonl")
+    found = evaluation.read(folder / "evaluation")
+    primary = run.get("primary") or {}
+    sections = [Section("Training", _curves(history, primary))]
+    if found is not None:
+        sections += evaluation.sections(found, run.get("metrics") or {})
+    sections += _artifact(folder, run)
+    if data := files.mapping(folder / "data.json"):
+        sections.append(Section("Data", (facts(data),)))
+    if recipe := files.text(folder / "recipe.yaml"):
+        sections.append(Section("Recipe", (Code(recipe),)))
+    environment = {"versions": run.get("versions"), "hardware": run.get("hardware")}
+    if environment := {name: value for name, value in environment.items() if value}:
+        sections.append(Section("Environment", (facts(environment),)))
+    return Page(
+        kind="run",
+        name=str(run["name"]),
+        status=str(run.get("status", "")),
+        subtitle=_subtitle(run),
+        tiles=tuple(_tiles(run, primary, found)),
+        sections=tuple(sections),
+    )
+
+
+def _subtitle(run: dict[str, Any]) -> str:
+    parts = [f"{run['parameters']:,} parameters"] if run.get("parameters") else []
+    parts += [f"{name} {run[name]}" for name in ("created", "updated") if run.get(name)]
+    return " · ".join(parts)
+
+
+def _tiles(run: dict[str, Any], primary: dict[str, Any], found: evaluation.Evaluation | None) -> list[Tile]:
+    tiles = []
+    if found is not None:
+        record, name = found.record, found.record["primary"]
+        bounds = f"95%: {interval(record['interval'])}" if record.get("interval") else ""
+        tiles.append(Tile(f"test {words(name)}", number(record["metrics"][name]), bounds))
+        baseline = record.get("baseline", {}).get(name)
+        if baseline is not None:
+            tiles.append(Tile(f"baseline {words(name)}", number(baseline), "trivial predictor"))
+    if primary.get("value") is not None:
+        tiles.append(
+            Tile(f"validation {words(primary['name'])}", number(primary["value"]), "best checkpoint")
+        )
+    if run.get("epoch") is not None:
+        steps = f"{run['step']:,} steps" if run.get("step") is not None else ""
+        tiles.append(Tile("epochs", number(run["epoch"]), steps))
+    if run.get("seconds") is not None:
+        tiles.append(Tile("training time", duration(run["seconds"])))
+    return tiles
+
+
+def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple[Figures, ...]:
+    epochs = {line["epoch"] for line in history if "epoch" in line}
+    axis = "epoch" if len(epochs) > 1 else "step"
+    name, mode = primary.get("name", "loss"), primary.get("mode", "min")
+    score = _series(history, "validation", name, axis)
+    mark = None
+    if score.y:
+        mark = score.x[score.y.index(max(score.y) if mode == "max" else min(score.y))]
+    drawn = []
+    losses = [_series(history, split, "loss", axis) for split in ("train", "validation")]
+    if losses := [line for line in losses if line.y]:
+        caption = "Training loss is a mean over steps, with the recipe's augmentation and dropout on; "
+        caption += "validation loss is measured between them, with both off."
+        drawn.append(Figure(f"Loss by {axis}", plots.curves(losses, axis, "loss", mark, log=True), caption))
+    if score.y and name != "loss":
+        caption = f"On the validation split. The dotted line is the best value, at {axis} {mark:g}."
+        drawn.append(
+            Figure(f"Validation {words(name)}", plots.curves([score], axis, words(name), mark), caption)
+        )
+    rate = _series(history, "train", "lr", "step")
+    if rate.y:
+        drawn.append(
+            Figure(
+                "Learning rate", plots.curves([rate], "step", "learning rate"), "As it was set at each log."
+            )
+        )
+    return (Figures(tuple(drawn)),) if drawn else ()
+
+
+def _series(history: Sequence[dict[str, Any]], split: str, name: str, axis: str) -> plots.Line:
+    """Return one recorded value over ``axis``, averaged where several lines share a place.
+
+    A resumed run repeats the steps after its checkpoint; the later line of a step replaces the earlier.
+    """
+    of_step = {
+        line["step"]: line for line in history if line["split"] == split and line.get(name) is not None
+    }
+    places: dict[float, list[float]] = {}
+    for _, line in sorted(of_step.items()):
+        places.setdefault(line[axis], []).append(line[name])
+    return plots.Line(split, list(places), [sum(values) / len(values) for values in places.values()])
+
+
+def _artifact(folder: Path, run: dict[str, Any]) -> list[Section]:
+    """Return the section about the artifact that the run names, with its tables if it is still there."""
+    if not run.get("artifact"):
+        return []
+    place = Path(run["artifact"])
+    target = place if place.is_absolute() else folder / place
+    link = Link(str(place), os.path.relpath(target / "report.html", folder))
+    if not artifact.recognized(target):
+        return [Section("Artifact", (Link(f"{place} (no longer there)", str(place)),))]
+    return [Section("Artifact", (link, *artifact.before_after(target)))]

@@ -1,0 +1,111 @@
+"""What the supervised tasks share: one model, one phase, a loss that is a sum over a known count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Phase, Roles, Task
+from fmdist.errors import CapabilityError
+from fmdist.recipe.schema import ComponentConfig
+
+
+class TaskConfig(ComponentConfig):
+    """The base of every task kind's ``Config``."""
+
+    def build(self, spec: DataSpec, model: ModelBuilder) -> Task:
+        """Return the task with its modules built.
+
+        Raises:
+            CapabilityError: if the data's target isn't what this task learns.
+        """
+        raise NotImplementedError
+
+
+class SupervisedTask:
+    """One model from the data's inputs to (B, K) outputs, trained against the batch's ``target``."""
+
+    primary: tuple[str, Literal["max", "min"]]
+
+    def __init__(self, spec: DataSpec, model: nn.Module) -> None:
+        self.spec = spec
+        self._roles = {"model": model}
+        self._inputs = tuple(item.name for item in spec.inputs)
+
+    def roles(self) -> dict[str, nn.Module]:
+        """Return ``{"model": module}``."""
+        return self._roles
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the only phase."""
+        return (Phase("model", self.loss),)
+
+    def count(self, batch: Batch) -> float:
+        """Return the number of samples."""
+        return len(batch["target"])
+
+    def outputs(self, roles: Roles, batch: Batch) -> Tensor:
+        """Return the model's outputs (B, K)."""
+        outputs_BK: Tensor = roles["model"](*[batch[name] for name in self._inputs])
+        return outputs_BK
+
+    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Return None: each training sample once per epoch."""
+        return None
+
+    def loss(self, roles: Roles, batch: Batch, generator: torch.Generator) -> LossOut:
+        """Return the loss summed over the batch, in training mode."""
+        raise NotImplementedError
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics on (outputs, target)."""
+        raise NotImplementedError
+
+
+class SummedLoss(Metric):
+    """The mean loss over all samples seen, right whatever their batches' sizes and ranks."""
+
+    higher_is_better = False
+    full_state_update = False
+    loss_sum: Tensor
+    count: Tensor
+
+    def __init__(self, loss_sum: Callable[[Tensor, Tensor], tuple[Tensor, float]]) -> None:
+        super().__init__()
+        self._loss_sum = loss_sum
+        self.add_state("loss_sum", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch: outputs (B, K) and its targets."""
+        loss_sum, count = self._loss_sum(outputs, target)
+        self.loss_sum += loss_sum
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """Return the mean loss."""
+        return self.loss_sum / self.count
+
+
+def choose_primary(
+    name: str, modes: Mapping[str, Literal["max", "min"]]
+) -> tuple[str, Literal["max", "min"]]:
+    """Return the metric that chooses the best checkpoint, with its direction.
+
+    Raises:
+        CapabilityError: if the task has no such metric.
+    """
+    if name not in modes:
+        raise CapabilityError(
+            field="task.primary",
+            problem="the task has no such metric for this data",
+            value=name,
+            allowed=", ".join(modes),
+        )
+    return name, modes[name]

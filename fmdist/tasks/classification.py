@@ -1,0 +1,232 @@
+"""Classification: one class of several, or any number of labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+)
+
+from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.errors import CapabilityError
+from fmdist.tasks.base import SummedLoss, SupervisedTask, TaskConfig, choose_primary
+
+
+class Config(TaskConfig):
+    """Cross-entropy over classes, or binary cross-entropy where a sample has several labels."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """Weighs well-classified samples down by (1 - p)^gamma (Lin et al. 2017, arXiv:1708.02002); 0 is off."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: a class counts inversely to its frequency in the training split (labels: positives do)."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """`balanced`: draw the training samples, with replacement, so that every class comes equally often."""
+    mixup: float = Field(default=0.0, ge=0)
+    """Alpha of Beta(alpha, alpha) for blending pairs (Zhang et al. 2018, arXiv:1710.09412); 0 is off."""
+    cutmix: float = Field(default=0.0, ge=0)
+    """Alpha for pasting boxes between images (Yun et al. 2019, arXiv:1905.04899); 0 is off."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """For labels: probability from which a label is given."""
+    primary: str | None = None
+    """Metric that chooses the best checkpoint; by default accuracy for classes, f1_macro for labels."""
+
+    def build(self, spec: DataSpec, model: ModelBuilder) -> Classification:
+        """Return the task; see `TaskConfig.build`."""
+        if spec.target.kind == "value":
+            raise CapabilityError(
+                field="task.kind",
+                problem="'classification' needs classes or labels and the data's target is a number",
+                value=list(spec.target.names),
+                fix="use task.kind 'regression'",
+            )
+        if self.sampling == "balanced" and spec.target.kind == "labels":
+            raise CapabilityError(
+                field="task.sampling",
+                problem="'balanced' is defined for one class per sample and the data has several labels",
+                fix="use class_weights: balanced",
+            )
+        if self.cutmix and len(spec.inputs[0].shape) != 3:
+            raise CapabilityError(
+                field="task.cutmix", problem="cutmix pastes boxes between images and the data has none"
+            )
+        return Classification(self, spec, model.build(spec, len(spec.target.names)))
+
+
+class Classification(SupervisedTask):
+    """Shapes: B batch, K classes or labels; targets int64 (B,) for classes, float32 (B, K) for labels."""
+
+    def __init__(self, config: Config, spec: DataSpec, model: nn.Module) -> None:
+        super().__init__(spec, model)
+        self._config = config
+        self._exclusive = spec.target.kind == "class"
+        self._weights_K = _balanced(spec) if config.class_weights == "balanced" else None
+        modes: dict[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "max", "loss": "min"}
+        if not self._exclusive:
+            modes["exact_match"] = "max"
+        default = "accuracy" if self._exclusive else "f1_macro"
+        self.primary = choose_primary(config.primary or default, modes)
+
+    def loss(self, roles: Roles, batch: Batch, generator: torch.Generator) -> LossOut:
+        """Return the loss summed over samples (with class weights: over their weights)."""
+        target = batch["target"]
+        if self._config.mixup or self._config.cutmix:
+            batch, target = self._mix(batch, generator)
+        loss_sum, count = self._loss_sum(self.outputs(roles, batch), target)
+        return LossOut(loss_sum, count)
+
+    def count(self, batch: Batch) -> float:
+        """Return the number of samples, or the sum of their class weights."""
+        target = batch["target"]
+        if self._weights_K is None or not self._exclusive or self._config.mixup or self._config.cutmix:
+            return len(target)
+        return float(self._weights_K.to(target.device)[target].sum())
+
+    def metrics(self) -> MetricCollection:
+        """Return loss, accuracy and macro F1 (labels: exact match too)."""
+        size = len(self.spec.target.names)
+        loss = SummedLoss(lambda outputs, target: self._loss_sum(outputs, target))
+        if self._exclusive:
+            return MetricCollection(
+                {
+                    "loss": loss,
+                    "accuracy": MulticlassAccuracy(size, average="micro", validate_args=False),
+                    "f1_macro": MulticlassF1Score(size, average="macro", validate_args=False),
+                },
+                compute_groups=False,
+            )
+        return MetricCollection(
+            {
+                "loss": loss,
+                "accuracy": MultilabelAccuracy(size, self._config.threshold, average="micro"),
+                "f1_macro": MultilabelF1Score(size, self._config.threshold, average="macro"),
+                "exact_match": MultilabelExactMatch(size, self._config.threshold),
+            },
+            compute_groups=False,
+        )
+
+    def decoding(self) -> dict[str, Any]:
+        """Return the softmax or the sigmoid rule with the names."""
+        names = list(self.spec.target.names)
+        if self._exclusive:
+            return {"rule": "class", "names": names}
+        return {"rule": "labels", "names": names, "threshold": self._config.threshold}
+
+    def baseline(self, train: NDArray[Any], size: int) -> NDArray[np.float32]:
+        """Return the log frequency (log odds for labels) in the training split: always the most frequent."""
+        if self._exclusive:
+            frequency = (np.bincount(train, minlength=len(self.spec.target.names)) + 1e-6) / len(train)
+            row = np.log(frequency)
+        else:
+            frequency = np.clip(train.mean(axis=0), 1e-6, 1 - 1e-6)
+            row = np.log(frequency / (1 - frequency))
+        return np.tile(row.astype(np.float32), (size, 1))
+
+    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Return 1 / frequency of each sample's class if sampling is balanced."""
+        if self._config.sampling == "uniform":
+            return None
+        weights: NDArray[np.float64] = 1.0 / np.bincount(targets)[targets]
+        return weights
+
+    def _loss_sum(self, logits_BK: Tensor, target: Tensor) -> tuple[Tensor, float]:
+        config = self._config
+        weights_K = None if self._weights_K is None else self._weights_K.to(logits_BK)
+        if not self._exclusive:
+            smoothed_BK = target * (1 - config.label_smoothing) + 0.5 * config.label_smoothing
+            losses_BK = functional.binary_cross_entropy_with_logits(
+                logits_BK, smoothed_BK, pos_weight=weights_K, reduction="none"
+            )
+            if config.focal_gamma:
+                right_BK = torch.sigmoid(logits_BK) * target + torch.sigmoid(-logits_BK) * (1 - target)
+                losses_BK = losses_BK * (1 - right_BK) ** config.focal_gamma
+            return losses_BK.mean(dim=1).sum(), len(target)
+        if not config.focal_gamma:
+            loss_sum = functional.cross_entropy(
+                logits_BK,
+                target,
+                weight=weights_K,
+                reduction="sum",
+                label_smoothing=config.label_smoothing,
+            )
+        else:
+            losses_B = functional.cross_entropy(
+                logits_BK,
+                target,
+                weight=weights_K,
+                reduction="none",
+                label_smoothing=config.label_smoothing,
+            )
+            share_BK = (
+                target if target.is_floating_point() else functional.one_hot(target, logits_BK.shape[1])
+            )
+            right_B = (logits_BK.softmax(dim=1) * share_BK).sum(dim=1)
+            loss_sum = (losses_B * (1 - right_B) ** config.focal_gamma).sum()
+        if weights_K is None or target.is_floating_point():
+            return loss_sum, len(target)
+        return loss_sum, float(weights_K[target].sum())
+
+    def _mix(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        """Blend each sample with the one before it; mixup or cutmix by a fair coin where both are on."""
+        config = self._config
+        mixed = dict(batch)
+        target = batch["target"]
+        if self._exclusive:
+            target = functional.one_hot(target, len(self.spec.target.names)).float()
+        cut = bool(config.cutmix) and (not config.mixup or bool(torch.rand((), generator=generator) < 0.5))
+        alpha = config.cutmix if cut else config.mixup
+        share = _beta(alpha, generator)
+        if cut:
+            image_BCHW = batch[self._inputs[0]].clone()
+            height, width = image_BCHW.shape[-2:]
+            top, bottom = _span(height, share, generator)
+            left, right = _span(width, share, generator)
+            image_BCHW[..., top:bottom, left:right] = image_BCHW.roll(1, 0)[..., top:bottom, left:right]
+            mixed[self._inputs[0]] = image_BCHW
+            share = 1 - (bottom - top) * (right - left) / (height * width)
+        else:
+            for name in self._inputs:
+                mixed[name] = share * batch[name] + (1 - share) * batch[name].roll(1, 0)
+        return mixed, share * target + (1 - share) * target.roll(1, 0)
+
+
+def _balanced(spec: DataSpec) -> Tensor:
+    """Return (K,) weights: N / (K * count) for classes, negatives / positives for labels."""
+    counts_K = torch.tensor(spec.counts, dtype=torch.float32)
+    if not bool((counts_K > 0).all()):
+        absent = [name for name, count in zip(spec.target.names, spec.counts, strict=True) if not count]
+        raise CapabilityError(
+            field="task.class_weights",
+            problem="'balanced' needs every class in the training split; absent there",
+            value=absent,
+        )
+    if spec.target.kind == "class":
+        return counts_K.sum() / (len(counts_K) * counts_K)
+    # Every label is a question of its own, so the rest of the training split are its negatives.
+    return (spec.size - counts_K).clamp(min=1) / counts_K
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """Draw from Beta(alpha, alpha), keyed by ``generator`` (torch's own Beta reads the global state)."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _span(size: int, share: float, generator: torch.Generator) -> tuple[int, int]:
+    """Draw the box's side along one axis: sqrt(1 - share) of ``size`` around a uniform centre, clipped."""
+    half = int(size * (1 - share) ** 0.5) // 2
+    centre = int(torch.randint(size, (), generator=generator))
+    return max(0, centre - half), min(size, centre + half)

@@ -1,0 +1,244 @@
+"""Training checkpoints: a committed directory per step, never overwritten, tensors and JSON only.
+
+::
+
+    checkpoints/step-0000000120/      or step-0000000120-evaluated/, saved with the score of an evaluation
+        <role>.safetensors            weights and buffers of each role
+        ema.<role>.safetensors        their moving average, where there is one
+        optimizer.<role>.safetensors  the optimizer's tensors; its numbers stand in state.json
+        state.json                    position, best score, early stopping, scaler
+        manifest.json                 SHA-256 of every file, written last: the commit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from fmdist import storage
+from fmdist.errors import CheckpointError
+from fmdist.training.config import CheckpointConfig
+
+FORMAT = 1
+"""Version of the directory's layout; an unknown one is refused by name."""
+
+_NAME = re.compile(r"step-\d{10}(-evaluated)?")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainables:
+    """Everything with a state that a checkpoint saves and restores in place."""
+
+    roles: Mapping[str, nn.Module]
+    averages: Mapping[str, AveragedModel]
+    """The averaged module of each role, empty without EMA."""
+    optimizers: Mapping[str, Optimizer]
+
+
+@dataclass
+class Saved:
+    """A committed checkpoint as its manifest and state describe it."""
+
+    path: Path
+    step: int
+    score: float | None
+    """The primary metric when it was saved, if it had just been evaluated."""
+    state: dict[str, Any] = field(repr=False)
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, mode: str, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self._mode = mode
+        self._config = config
+
+    def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
+        """Commit a checkpoint of optimizer step ``step`` and apply the retention; return its folder."""
+        path = self.folder / f"step-{step:010d}{'' if score is None else '-evaluated'}"
+        numbers: dict[str, Any] = {}
+        facts = {"format": FORMAT, "kind": "checkpoint", "step": step, "score": score}
+        with storage.committed_directory(path, facts) as folder:
+            for role, module in trainables.roles.items():
+                save_model(module, str(folder / f"{role}.safetensors"))
+            for role, average in trainables.averages.items():
+                save_model(average.module, str(folder / f"ema.{role}.safetensors"))
+            for role, optimizer in trainables.optimizers.items():
+                tensors, numbers[role] = _split_optimizer(optimizer.state_dict())
+                save_file(tensors, str(folder / f"optimizer.{role}.safetensors"))
+            averaged = {role: int(average.n_averaged) for role, average in trainables.averages.items()}
+            storage.write_json(folder / "state.json", {**state, "optimizers": numbers, "averaged": averaged})
+        self._retain()
+        return path
+
+    def newest(self) -> Saved | None:
+        """Return the newest checkpoint that is whole, or None if none was ever written.
+
+        A damaged one is named in a warning and set aside as ``step-N.corrupt``.
+
+        Raises:
+            CheckpointError: if there are checkpoints and all are damaged, or one is of another format.
+        """
+        storage.remove_leftovers(self.folder)
+        found = self._steps()
+        reasons = []
+        for path in reversed(found):
+            try:
+                return _describe(path)
+            except CheckpointError as error:
+                reasons.append(str(error))
+                logger.warning("%s. Going back to the checkpoint before it", error)
+                _set_aside(path)
+        if reasons:
+            raise CheckpointError(
+                field=str(self.folder),
+                problem=f"all {len(reasons)} checkpoints are damaged: {'; '.join(reasons)}",
+                fix="restore one from a backup, or remove the run's folder to start over",
+            )
+        return None
+
+    def best(self) -> Saved | None:
+        """Return the whole checkpoint with the best score, the newest of equals; None if none has a score."""
+        best: Saved | None = None
+        for path in self._steps():
+            try:
+                saved = _describe(path)
+            except CheckpointError as error:
+                logger.warning("%s. It can't be chosen as the best", error)
+                continue
+            if saved.score is not None and (
+                best is None or best.score is None or self._better_or_equal(saved.score, best.score)
+            ):
+                best = saved
+        return best
+
+    def load(self, saved: Saved, trainables: Trainables) -> None:
+        """Restore a verified checkpoint into the modules and optimizers."""
+        for role, module in trainables.roles.items():
+            load_weights(module, saved.path / f"{role}.safetensors")
+        for role, average in trainables.averages.items():
+            load_weights(average.module, saved.path / f"ema.{role}.safetensors")
+            average.n_averaged.fill_(saved.state["averaged"][role])
+        for role, optimizer in trainables.optimizers.items():
+            tensors = load_file(str(saved.path / f"optimizer.{role}.safetensors"))
+            try:
+                optimizer.load_state_dict(_join_optimizer(tensors, saved.state["optimizers"][role]))
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(
+                    field=str(saved.path),
+                    problem=f"the optimizer of '{role}' doesn't fit the recipe ({error})",
+                ) from None
+
+    def _better_or_equal(self, score: float, other: float) -> bool:
+        return score >= other if self._mode == "max" else score <= other
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+    def _retain(self) -> None:
+        steps = self._steps()
+        scores = {path: storage.read_json(path / storage.MANIFEST).get("score") for path in steps}
+        scored = [path for path in steps if scores[path] is not None]
+        choose = max if self._mode == "max" else min
+        best = choose(reversed(scored), key=lambda path: scores[path]) if scored else None
+        limit = self._config.max_age_hours
+        oldest = 0.0 if limit is None else time.time() - 3600 * limit
+        for position, path in enumerate(steps):
+            last = position == len(steps) - 1
+            recent = position >= len(steps) - self._config.keep and path.stat().st_mtime >= oldest
+            if not (last or recent or path == best):
+                # Renamed first, so that a kill in the middle leaves no half checkpoint under a valid name.
+                doomed = path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
+                shutil.rmtree(doomed)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a role's weights.
+
+    Raises:
+        CheckpointError: if they are another model's.
+    """
+    try:
+        load_model(module, str(path))
+    except (RuntimeError, FileNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            field=str(path),
+            problem=f"the weights don't fit the model of the recipe ({reason[:300]})",
+        ) from None
+
+
+def _describe(path: Path) -> Saved:
+    manifest = storage.verify(path)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            field=str(path),
+            problem="a checkpoint of an unknown format",
+            value=manifest.get("format"),
+            allowed=str(FORMAT),
+            fix="use the fmdist version that wrote it",
+        )
+    return Saved(path, manifest["step"], manifest["score"], storage.read_json(path / "state.json"))
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.corrupt")
+    if aside.exists():
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.corrupt")
+    path.rename(aside)
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's tensors by ``parameter.name``, and the rest as JSON values."""
+    tensors, numbers = {}, {}
+    for parameter, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value.contiguous()
+            else:
+                numbers[f"{parameter}.{name}"] = value
+    return tensors, {"numbers": numbers, "groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | rest["numbers"]).items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = value
+    groups = [
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+        for group in rest["groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return how many numbers are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a SHA-256 over names, shapes and bytes of all weights and buffers, on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

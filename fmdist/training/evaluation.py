@@ -1,0 +1,80 @@
+"""Scores of a task's roles on a split, with a baseline and a confidence interval beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fmdist.contracts import Dataset, Roles, Task
+from fmdist.data.loader import evaluation_loader
+from fmdist.training.signals import StopRequest
+
+RESAMPLES = 200
+"""Bootstrap resamples of a confidence interval."""
+
+
+def evaluate(
+    task: Task,
+    roles: Roles,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    stop: StopRequest | None = None,
+) -> tuple[dict[str, float], NDArray[np.float32]] | None:
+    """Return the metrics on a split and the outputs (N, K) behind them; None if a signal came.
+
+    The modules are in evaluation mode meanwhile, and back in their mode afterwards.
+    """
+    metrics = task.metrics().to(device)
+    outputs: list[Tensor] = []
+    modes = {name: module.training for name, module in roles.items()}
+    try:
+        for module in roles.values():
+            module.eval()
+        with torch.inference_mode():
+            for batch in evaluation_loader(dataset, batch_size):
+                if stop is not None and stop.signal is not None:
+                    return None
+                placed = {
+                    name: value.to(device) if isinstance(value, Tensor) else value
+                    for name, value in batch.items()
+                }
+                outputs_BK = task.outputs(roles, placed)
+                metrics.update(outputs_BK, placed["target"])
+                outputs.append(outputs_BK.float().cpu())
+    finally:
+        _restore(roles, modes)
+    return as_floats(metrics.compute()), torch.cat(outputs).numpy()
+
+
+def score(task: Task, outputs: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:
+    """Return the task's metrics of outputs (N, K) against targets."""
+    metrics = task.metrics()
+    metrics.update(torch.from_numpy(outputs), torch.from_numpy(target))
+    return as_floats(metrics.compute())
+
+
+def confidence_interval(
+    task: Task, outputs: NDArray[np.float32], target: NDArray[Any], seed: int
+) -> tuple[float, float]:
+    """Return the 95% percentile bootstrap interval of the primary metric (Efron 1979), over samples."""
+    random = np.random.default_rng(seed)
+    draws = (random.integers(len(target), size=len(target)) for _ in range(RESAMPLES))
+    scores = [score(task, outputs[rows], target[rows])[task.primary[0]] for rows in draws]
+    low, high = np.nanpercentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def as_floats(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return metric values as plain floats."""
+    return {name: float(value) for name, value in values.items()}
+
+
+def _restore(roles: Mapping[str, nn.Module], modes: Mapping[str, bool]) -> None:
+    for name, module in roles.items():
+        module.train(modes[name])

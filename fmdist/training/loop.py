@@ -1,0 +1,238 @@
+"""The one training loop, for every task and family."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from fmdist.contracts import Context, Task
+from fmdist.data.loader import training_loader
+from fmdist.data.plan import BatchPlan
+from fmdist.data.splits import DataSplits
+from fmdist.errors import Interrupted, TrainingError
+from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.config import TrainConfig
+from fmdist.training.engine import Engine
+from fmdist.training.evaluation import evaluate
+from fmdist.training.listeners import Listener, MetricsFile, NoStopwatch, Stopwatch, tell
+from fmdist.training.optim import lr_factor
+from fmdist.training.phase import PhaseTrainer, prepare
+from fmdist.training.signals import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; a checkpoint stores it as JSON, and training goes on from exactly here."""
+
+    epoch: int = 0
+    position: int = 0
+    """Steps made in this epoch; all of them, and still this epoch, if its evaluation is pending."""
+    step: int = 0
+    """Optimizer steps made in the run."""
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best."""
+    stopped_early: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    samples: int = 0
+    """Samples since the last training record, which came after `recorded_seconds`."""
+    recorded_seconds: float = 0.0
+    metrics_bytes: int = 0
+    """Size of metrics.jsonl; records after it belong to steps that were not saved."""
+
+
+@dataclass
+class Equipment:
+    """What a loop works with besides the task and the data."""
+
+    engine: Engine
+    store: CheckpointStore
+    metrics: MetricsFile
+    listeners: Sequence[Listener]
+    watch: Stopwatch = field(default_factory=NoStopwatch)
+    context: Context = field(default_factory=Context)
+
+
+def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered prose
+    task: Task, data: DataSplits, config: TrainConfig, tools: Equipment, seed: int
+) -> Progress:
+    """Train until the recipe's last epoch, an early stop, or a signal; resume from the newest checkpoint.
+
+    Every random draw is keyed by (seed, epoch, step) or (seed, epoch, sample), so that a resumed run is
+    bit-identical to an uninterrupted one and a checkpoint holds no generator states.
+
+    Raises:
+        Interrupted: after SIGTERM or SIGINT, once the state is saved.
+        TrainingError: if the loss is not finite.
+        CheckpointError: if there are checkpoints and none can be used.
+    """
+    engine, store, watch = tools.engine, tools.store, tools.watch
+
+    # 1. What is trained: an optimizer per phase, and the averaged copy of each role if there is to be one.
+    weights = task.sample_weights(data.train.targets)
+    plan = BatchPlan(len(data.train), config.batch_size, seed, weights, config.drop_last)
+    roles, trainers, trainables = prepare(task, config, engine)
+    scored = {role: average.module for role, average in trainables.averages.items()} or trainables.roles
+
+    # 2. Where we stand: the newest whole checkpoint, or the beginning.
+    progress = Progress()
+    saved_step = -1
+    if (saved := store.newest()) is not None:
+        store.load(saved, trainables)
+        progress, saved_step = Progress(**saved.state["progress"]), saved.step
+        engine.load_scaler_state(saved.state["scaler"])
+        for trainer in trainers:
+            trainer.load_state(saved.state["phases"][trainer.phase.role])
+        logger.info("resuming at epoch %d, step %d (%s)", progress.epoch, progress.step, saved.path.name)
+    tools.metrics.cut(progress.metrics_bytes)
+    engine.start_trackers(progress.step)
+    began = time.perf_counter() - progress.seconds
+
+    def save(score: float | None = None) -> str:
+        progress.seconds = time.perf_counter() - began
+        progress.metrics_bytes = tools.metrics.synced_size()
+        phases = {trainer.phase.role: trainer.state() for trainer in trainers}
+        state = {"progress": asdict(progress), "scaler": engine.scaler_state(), "phases": phases}
+        return str(store.save(progress.step, trainables, state, score))
+
+    # 3. Batches from here to the end of the run, in an order that the seed alone decides.
+    start = (progress.epoch, progress.position)
+    if progress.position == plan.steps_per_epoch:
+        start = (progress.epoch + 1, 0)
+    rank, world_size = tools.context.rank, tools.context.world_size
+    batches = iter(
+        training_loader(
+            data.train, plan, start, config.epochs, rank, world_size, config.accumulate, config.workers
+        )
+    )
+    generator = torch.Generator()
+
+    with StopRequest() as stop:
+        while progress.epoch < config.epochs and not progress.stopped_early:
+            for module in roles.values():
+                module.train()
+            for position in range(progress.position, plan.steps_per_epoch):
+                # 4. One step: every phase that is due sees the same microbatches.
+                window = [engine.place(next(batches)) for _ in range(config.accumulate)]
+                watch.lap("data")
+                engine.seed(generator, step_seed(seed, progress.epoch, position))
+                factor = lr_factor(config, progress.step, plan.steps_per_epoch)
+                for trainer in trainers:
+                    if progress.step % trainer.phase.every == 0:
+                        trainer.step(roles, window, generator, factor, watch)
+                for role, average in trainables.averages.items():
+                    average.update_parameters(trainables.roles[role])
+                progress.position = position + 1
+                progress.step += 1
+                progress.samples += sum([len(batch["index"]) for batch in window])
+
+                # 5. Between two steps: tell, save, stop.
+                for listener in tools.listeners:
+                    listener.step(progress.step, trainers[-1].mean_loss)
+                last = progress.position == plan.steps_per_epoch
+                if last or progress.step % config.log_every_steps == 0:
+                    _record(progress, trainers, tools.listeners, time.perf_counter() - began)
+                watch.lap("other")
+                if last or (not config.checkpoint.due(progress.step) and stop.signal is None):
+                    continue
+                save()
+                saved_step = progress.step
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, f"saved at step {progress.step}; the same command resumes")
+
+            # 6. The epoch's evaluation, on the averaged weights if there are any.
+            score = None
+            if (
+                progress.epoch + 1
+            ) % config.evaluate_every_epochs == 0 or progress.epoch + 1 == config.epochs:
+                evaluated = evaluate(
+                    task, scored, data.validation, config.evaluation_batch_size, engine.device, stop
+                )
+                if evaluated is None:
+                    if saved_step != progress.step:
+                        save()
+                    raise Interrupted(
+                        stop.signal or 0,
+                        f"saved before the evaluation at step {progress.step}; the same command resumes",
+                    )
+                score = _judge(evaluated[0], task, config, progress)
+                record = {"split": "validation", "epoch": progress.epoch + 1, "step": progress.step}
+                tell(tools.listeners, record | evaluated[0])
+
+            # 7. The epoch is over: save it, and stop where it was asked.
+            progress.epoch, progress.position = progress.epoch + 1, 0
+            ended = progress.epoch == config.epochs or progress.stopped_early or stop.signal is not None
+            improved = score is not None and progress.best_step == progress.step
+            checkpoint = None
+            if ended or improved or progress.epoch % config.checkpoint.every_epochs == 0:
+                checkpoint = save(score)
+            if tools.context.report is not None and score is not None:
+                tools.context.report(progress.metrics, checkpoint)
+            if stop.signal is not None:
+                raise Interrupted(
+                    stop.signal, f"saved after epoch {progress.epoch}; the same command resumes"
+                )
+    return progress
+
+
+def step_seed(seed: int, epoch: int, position: int) -> int:
+    """Return the 63-bit seed of a step: splitmix64 (Steele et al. 2014) over the three numbers."""
+    state = seed
+    for value in (epoch, position):
+        state = (state ^ value) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _record(
+    progress: Progress, trainers: Sequence[PhaseTrainer], listeners: Sequence[Listener], seconds: float
+) -> None:
+    """Tell the listeners the means since the last training record."""
+    record: dict[str, float | int | str] = {
+        "split": "train",
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "lr": trainers[0].optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "samples_per_s": progress.samples / max(seconds - progress.recorded_seconds, 1e-9),
+    }
+    for trainer in trainers:
+        suffix = "" if len(trainers) == 1 else f"_{trainer.phase.role}"
+        for name, mean in trainer.take_means().items():
+            record[f"{name}{suffix}"] = mean
+        if trainer.grad_norm is not None:
+            record[f"grad_norm{suffix}"] = trainer.grad_norm
+    tell(listeners, record)
+    progress.samples, progress.recorded_seconds = 0, seconds
+
+
+def _judge(metrics: dict[str, float], task: Task, config: TrainConfig, progress: Progress) -> float:
+    """Note an evaluation in ``progress`` and return the score by which checkpoints are chosen."""
+    name, mode = task.primary
+    score = metrics[name]
+    if not math.isfinite(score):
+        raise TrainingError(problem=f"the validation metric '{name}' is not finite", fix="lower train.lr")
+    progress.metrics = metrics
+    margin = config.early_stopping.min_delta if config.early_stopping else 0.0
+    sign = 1 if mode == "max" else -1
+    better = progress.best is None or sign * score > sign * progress.best
+    enough = progress.best is None or sign * score > sign * progress.best + margin
+    progress.stale = 0 if enough else progress.stale + 1
+    if better:
+        progress.best, progress.best_step = score, progress.step
+    if config.early_stopping is not None and progress.stale >= config.early_stopping.patience:
+        progress.stopped_early = True
+        logger.info("stopped early: no better %s in %d evaluations", name, progress.stale)
+    return score

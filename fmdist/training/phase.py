@@ -1,0 +1,143 @@
+"""One optimizer's part of a step, whatever the task."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fmdist.contracts import Batch, Phase, Roles, Task
+from fmdist.errors import TrainingError
+from fmdist.training.checkpoint import Trainables
+from fmdist.training.config import TrainConfig
+from fmdist.training.engine import Engine
+from fmdist.training.listeners import Stopwatch
+from fmdist.training.optim import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PhaseTrainer:
+    """A phase with its optimizer; the sums are those since the last training record."""
+
+    phase: Phase
+    task: Task
+    engine: Engine
+    optimizer: Optimizer
+    update: Callable[[], None]
+    config: TrainConfig
+    base_lrs: list[float]
+    skipped: int = 0
+    """Updates skipped in a row."""
+    sums: dict[str, float] = field(default_factory=dict)
+    counted: float = 0.0
+    grad_norm: float | None = None
+    """Before clipping, of the last step; None without clipping."""
+
+    def step(
+        self,
+        roles: Roles,
+        window: Sequence[Batch],
+        generator: torch.Generator,
+        factor: float,
+        watch: Stopwatch,
+    ) -> None:
+        """Make one optimizer step on a window of microbatches, at ``factor`` times the learning rate.
+
+        The loss is a sum over a count that is known before the first forward, so that the split into
+        microbatches changes nothing. Synchronizes CPU and GPU once, for the guard.
+
+        Raises:
+            TrainingError: before the update, if the loss or the gradient's norm is not finite.
+        """
+        total = sum([self.task.count(batch) for batch in window])
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for batch in window:
+            out = self.phase.loss(roles, batch, generator)
+            watch.lap("forward")
+            self.engine.backward(out.loss_sum / total)
+            watch.lap("backward")
+            _add(sums, "loss", out.loss_sum)
+            for name, value in out.logs.items():
+                _add(sums, name, value)
+            self.counted += out.count
+        loss_sum = sums["loss"].item()
+        finite = math.isfinite(loss_sum)
+        if self.config.clip_norm is not None and finite:
+            self.grad_norm = self.engine.clip(self.optimizer, self.config.clip_norm)
+            # Under a loss scaler an infinite norm is everyday: the scaler skips that update by itself.
+            finite = math.isfinite(self.grad_norm) or self.engine.scaled
+        if not finite:
+            self._refuse(loss_sum / total)
+            return
+        self.skipped = 0
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        self.update()
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        watch.lap("optimizer")
+
+    def mean_loss(self) -> float:
+        """Return the mean loss since the last training record; nan right after one."""
+        return self.sums.get("loss", math.nan) / self.counted if self.counted else math.nan
+
+    def take_means(self) -> dict[str, float]:
+        """Return the means since the last training record, and begin anew."""
+        means = {name: value / self.counted for name, value in self.sums.items()} if self.counted else {}
+        self.sums, self.counted = {}, 0.0
+        return means
+
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint must know, as JSON."""
+        return {"skipped": self.skipped, "sums": self.sums, "counted": self.counted}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Restore what `state` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _refuse(self, loss: float) -> None:
+        what = "gradient norm" if math.isfinite(loss) else "loss"
+        self.skipped += 1
+        self.counted, self.sums = 0.0, {}
+        if self.config.non_finite == "stop" or self.skipped > self.config.max_skipped:
+            raise TrainingError(
+                problem=f"the {what} of '{self.phase.role}' is not finite"
+                + (f", {self.skipped} steps in a row" if self.skipped > 1 else ""),
+                fix="lower train.lr, set train.clip_norm or warm up longer; the checkpoints before this "
+                "step stand. train.non_finite: skip leaves such updates out",
+            )
+        logger.warning("skipped an update: the %s of '%s' is not finite", what, self.phase.role)
+
+
+def prepare(task: Task, config: TrainConfig, engine: Engine) -> tuple[Roles, list[PhaseTrainer], Trainables]:
+    """Return the roles as the losses call them, a trainer per phase, and all that a checkpoint holds."""
+    modules = {role: module.to(engine.device) for role, module in task.roles().items()}
+    averages: dict[str, AveragedModel] = {}
+    if config.ema is not None:
+        average = get_ema_multi_avg_fn(config.ema.decay)  # type: ignore[no-untyped-call]
+        for role, module in modules.items():
+            averages[role] = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+    roles: dict[str, nn.Module] = dict(modules)
+    trainers = []
+    for phase in task.phases():
+        optimizer = build_optimizer(modules[phase.role], config, config.phases.get(phase.role))
+        roles[phase.role], update = engine.prepare(modules[phase.role], optimizer)
+        base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        trainers.append(PhaseTrainer(phase, task, engine, optimizer, update, config, base_lrs))
+    optimizers = {trainer.phase.role: trainer.optimizer for trainer in trainers}
+    return roles, trainers, Trainables(modules, averages, optimizers)
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    value = value.detach()
+    sums[name] = sums[name] + value if name in sums else value
