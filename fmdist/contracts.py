@@ -123,6 +123,8 @@ class Phase:
 class Task(Protocol):
     """What is learned. Small on purpose: the loop has no ``if`` on a family or a task."""
 
+    spec: DataSpec
+    """What it was built for."""
     primary: tuple[str, Literal["max", "min"]]
     """The metric that chooses the best checkpoint, and whether more of it is better."""
 

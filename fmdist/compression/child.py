@@ -39,8 +39,8 @@ def run_child(module: str, job: dict[str, Any], folder: Path, threads: int | Non
         check=False,
     )
     if ended.returncode:
-        lines = ended.stderr.strip().splitlines()
+        said = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         raise CompressionError(
             field=module,
-            problem=f"the process ended with code {ended.returncode} ({lines[-1] if lines else 'no message'})",
+            problem=f"the process ended with code {ended.returncode} ({said})",
         )

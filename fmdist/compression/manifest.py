@@ -53,7 +53,7 @@ may be missing; every other key is always there.
                         split at the default precision; `before` is fp32
     stages            rows {name, seconds}: every stage, in order
     benchmark         {threads, batch_size, samples: {row: n}, torch_threads}
-    evaluation        {test_size, validation_size, calibration_size, split_sha256?}
+    evaluation        {test_size, validation_size, calibration_size, split_sha256: {split: hash}}
     hardware          {cpu, cores, flags: [...], system}
     versions          {python, fmdist, torch, openvino?, onnx?, onnxruntime?, nncf?, numpy}
     recipe            the resolved recipe
@@ -66,3 +66,144 @@ Layout: ``openvino/model.xml`` + ``.bin`` is what runs: INT8 if the model was qu
 beside it as ``openvino/model.fp32.xml``; without a pass it is FP32. ``onnx/model.onnx`` is FP32 and
 ``onnx/model.int8.onnx`` INT8. Always ask `models` for the name.
 """
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fmdist.compression.environment import hardware, versions
+from fmdist.compression.stage import Done
+from fmdist.compression.subject import Subject
+from fmdist.compression.verification import TORCH_ROW, row_name
+
+FORMAT = 1
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Records:
+    """The outcomes of the stages, from which a manifest is assembled."""
+
+    export: Done
+    passes: Sequence[Done]
+    verify: Done
+    benchmark: Done
+
+
+def describe(output: Path, file: str) -> dict[str, Any]:
+    """Return ``file``, all the files that a runtime needs of it, and their size raw and through gzip."""
+    files = [file, str(Path(file).with_suffix(".bin"))] if file.endswith(".xml") else [file]
+    sizes = [(output / name).stat().st_size for name in files]
+    return {
+        "file": file,
+        "files": files,
+        "bytes": sum(sizes),
+        "gzip_bytes": sum(_gzip_bytes(output / name) for name in files),
+    }
+
+
+def assemble(
+    subject: Subject, max_drop: float, records: Records, evaluation: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the manifest without the ``files`` that `fmdist.storage.seal` adds."""
+    exported, verified = records.export.record, records.verify.record
+    models = _models(records)
+    results = _results(records, models)
+    target = subject.splits.spec.target
+    name, mode = subject.task.primary
+    return {
+        "format": FORMAT,
+        "kind": "artifact",
+        "name": subject.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": subject.source,
+        "fingerprint": subject.fingerprint,
+        "seed": subject.seed,
+        "signature": exported["signature"],
+        "preprocessing": subject.splits.preprocess.to_json(),
+        "target": {"kind": target.kind, "names": list(target.names)},
+        "labels": list(target.names),
+        "decoding": subject.task.decoding(),
+        "primary": {"name": name, "mode": mode, "max_drop": max_drop},
+        "parameters": exported["parameters"],
+        "models": models,
+        "results": results,
+        "parity": verified["parity"],
+        "validation": verified["validation"],
+        "passes": [_pass(done, results) for done in records.passes],
+        "stages": [
+            {"name": done.name, "seconds": done.seconds}
+            for done in (records.export, *records.passes, records.verify, records.benchmark)
+        ],
+        "benchmark": records.benchmark.record["conditions"],
+        "evaluation": evaluation,
+        "hardware": hardware(),
+        "versions": versions(),
+        "recipe": dict(subject.recipe),
+    }
+
+
+def _models(records: Records) -> dict[str, dict[str, Any]]:
+    models: dict[str, dict[str, Any]] = {}
+    for done in (records.export, *records.passes):
+        for runtime, described in done.record["models"].items():
+            models.setdefault(runtime, {})[done.record["variant"]] = dict(described)
+    for variants in models.values():
+        for described in variants.values():
+            described["size_ratio"] = described["bytes"] / variants["fp32"]["bytes"]
+    return models
+
+
+def _results(records: Records, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return verification's rows with sizes and speed."""
+    speeds = records.benchmark.record["rows"]
+    original_ms = speeds[TORCH_ROW]["latency_ms"]["median"]
+    rows = []
+    for row in records.verify.record["results"]:
+        described = (
+            {**records.export.record["weights"], "size_ratio": 1.0}
+            if row["runtime"] == "torch"
+            else models[row["runtime"]][row["variant"]]
+        )
+        speed = speeds[row_name(row["runtime"], row["variant"], row["precision"])]
+        sizes = {key: described[key] for key in ("bytes", "gzip_bytes", "size_ratio")}
+        rows.append({**row, **sizes, **speed, "speedup": original_ms / speed["latency_ms"]["median"]})
+    return rows
+
+
+def _pass(done: Done, results: list[dict[str, Any]]) -> dict[str, Any]:
+    record = done.record
+    return {
+        "stage": done.name,
+        "kind": record["config"]["kind"],
+        "config": record["config"],
+        "seconds": done.seconds,
+        "candidates": record["candidates"],
+        "coverage": record["coverage"],
+        "before": _side(record["models"], record["from"], results),
+        "after": _side(record["models"], record["variant"], results),
+    }
+
+
+def _side(runtimes: Mapping[str, Any], variant: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("value", "drop", "bytes", "gzip_bytes", "latency_ms", "throughput_per_s")
+    return {
+        row["runtime"]: {key: row[key] for key in keys}
+        for row in results
+        if row["runtime"] in runtimes and row["variant"] == variant and row["precision"] == "default"
+    }
+
+
+def _gzip_bytes(path: Path) -> int:
+    compressor = zlib.compressobj(wbits=31)
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size += len(compressor.compress(chunk))
+    return size + len(compressor.flush())

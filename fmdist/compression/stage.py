@@ -1,8 +1,8 @@
 """Stages that are done once: a marker says from what, so that a stopped compression goes on where it was.
 
 ``stages/NN-name/done.json`` holds ``key`` (SHA-256 of the settings and the hashes of the input files), the
-``record`` that the stage returned, the SHA-256 of every file that it wrote, and its ``seconds``. It is written
-last; a stage without a valid marker, or whose files were changed, is done again.
+``record`` that the stage returned, the SHA-256 of every file that it wrote, and its ``seconds``. It is
+written last; a stage without a valid marker, or whose files were changed, is done again.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _read_pickle(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numbers, strings, lists, dicts and NumPy arrays; a pickle that names anything else is refused."""
+    """Builds numbers, strings, lists, dicts and NumPy arrays; what names anything else is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 articles of clothing, 28 x 28 grey (Xiao et al. 2017), from its published IDX files."""
+"""Fashion-MNIST: 70,000 clothes, 28 x 28 grey (Xiao et al. 2017), from its published IDX files."""
 
 from __future__ import annotations
 

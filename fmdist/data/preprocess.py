@@ -162,6 +162,8 @@ class TablePreprocess(Preprocess):
     columns: tuple[Column, ...]
     ignored: tuple[str, ...] = ()
     """Columns of the training file that are no features (targets, dropped ones); files may have them."""
+    delimiter: str = ","
+    """What separates the cells of a CSV file."""
 
     @property
     def dtype(self) -> np.dtype[np.void]:
@@ -212,7 +214,7 @@ class TablePreprocess(Preprocess):
             )
             for column in value["columns"]
         )
-        return TablePreprocess(tuple(columns), tuple(value["ignored"]))
+        return TablePreprocess(tuple(columns), tuple(value["ignored"]), value["delimiter"])
 
 
 def _fit(column: Column, rows: Raw, normalize: bool) -> Column:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fmdist.errors import DependencyMissing, RecipeError
+from fmdist.recipe import overrides, reader
 from fmdist.recipe.problems import Found, explain, nearest, not_finite
 from fmdist.recipe.reader import Keys
 from fmdist.recipe.schema import SectionSpec, recipe_model
+
+
+def load(path: Path, changes: Sequence[str], sections: Mapping[str, SectionSpec]) -> dict[str, Any]:
+    """Read a recipe file with what it extends, apply overrides and return the sections as `parse` does.
+
+    Raises:
+        UsageError: if there is no such file.
+        RecipeError: all the mistakes of the YAML, else of the overrides, else of the values.
+        DependencyMissing: if all that is wrong is that extras are not installed.
+    """
+    raw = overrides.apply(reader.read(path), changes)
+    return parse(raw.values, sections, raw.lines)
 
 
 def parse(

@@ -102,7 +102,7 @@ def _tiles(manifest: Record) -> list[Tile]:
         Tile(f"test {name}", number(best["value"]), f"{NAMES[best['runtime']]} {best['variant']}"),
         Tile(f"{name} before", number(original["value"]), "torch fp32"),
         Tile("drop", _signed(best["drop"]), f"{number(primary['max_drop'])} allowed"),
-        Tile("size ratio", number(best["size_ratio"]), f"{size(best['bytes'])}; fp32 is 1"),
+        Tile("size ratio", f"{best['size_ratio']:.3f}", f"{size(best['bytes'])}; fp32 is 1"),
     ]
     if best["latency_ms"] is not None:
         threads = manifest["benchmark"]["threads"]
@@ -125,30 +125,29 @@ def _verdict(manifest: Record) -> Note:
 def _results(manifest: Record) -> Table:
     rows = tuple(
         (
-            NAMES[row["runtime"]],
-            row["variant"],
+            f"{NAMES[row['runtime']]} {row['variant']}",
             row["precision"],
             ", ".join(f"{name} x {layers}" for name, layers in row["executed"].items()),
             number(row["value"]),
             "" if row["runtime"] == "torch" else _signed(row["drop"]),
             size(row["bytes"]),
             size(row["gzip_bytes"]),
-            number(row["size_ratio"]),
+            f"{row['size_ratio']:.3f}",
             *_speed(row),
         )
         for row in manifest["results"]
     )
     metric = words(manifest["primary"]["name"])
-    quality = ("runtime", "variant", "precision", "executed in", metric, "drop")
+    quality = ("model", "precision", "executed in", metric, "drop")
     cost = ("size", "gzip", "ratio", "median ms", "p10 ms", "speed-up", "per second")
     caption = (
-        "Every row is the exported file, reloaded in a process without torch and the model's code, on the "
-        "test split. Drop: how much worse than torch; negative is better. Precision: f32 was asked for, or "
-        "the runtime's default on this CPU; beside it, in what the layers with weights really ran. Ratio: "
-        "bytes over those of the same runtime's fp32. Latency is of one sample, speed-up is against torch "
-        f"eager, throughput is in batches of {manifest['benchmark']['batch_size']}."
+        "Every row but torch's is an exported file, reloaded in a process without torch and the model's code "
+        "and run on the test split. Drop: how much worse than torch; negative is better. Precision: f32 was "
+        "asked for, or the runtime's default on this CPU; beside it, in what the layers with weights really "
+        "ran. Ratio: bytes over those of the same runtime's fp32. Latency is of one sample, speed-up is "
+        f"against torch eager, throughput is in batches of {manifest['benchmark']['batch_size']}."
     )
-    return Table(quality + cost, rows, caption, text_columns=4)
+    return Table(quality + cost, rows, caption, text_columns=3)
 
 
 def _speed(row: Record) -> tuple[str, ...]:
@@ -165,13 +164,19 @@ def _bars(rows: Sequence[Record]) -> tuple[Figure, ...]:
     stored = list({(row["runtime"], row["variant"]): row for row in rows}.values())
     drawn = []
     if timed:
-        latency = plots.bars(
-            [_label(row) for row in timed], [row["latency_ms"]["median"] for row in timed], "ms per sample"
-        )
-        drawn.append(Figure("Latency", latency, "Median time of one sample; shorter is better."))
-    names = [f"{NAMES[row['runtime']]} {row['variant']}" for row in stored]
-    sizes = plots.bars(names, [row["bytes"] / 1e3 for row in stored], "kB on disk")
-    drawn.append(Figure("Size", sizes, "All the files that a runtime needs; shorter is better."))
+        bars = [
+            plots.Bar(_label(row), row["latency_ms"]["median"], number(row["latency_ms"]["median"]))
+            for row in timed
+        ]
+        caption = "Median time of one sample; shorter is better."
+        drawn.append(Figure("Latency", plots.bars(bars, "ms"), caption))
+    bars = [
+        plots.Bar(f"{NAMES[row['runtime']]} {row['variant']}", row["bytes"] / 1e6, size(row["bytes"]))
+        for row in stored
+    ]
+    drawn.append(
+        Figure("Size", plots.bars(bars, "MB"), "All the files that a runtime needs; shorter is better.")
+    )
     return tuple(drawn)
 
 
@@ -196,7 +201,7 @@ def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
     if broken := [row for row in rows if row["relative"] > row["tolerance"]]:
         where = ", ".join(f"{NAMES[row['runtime']]} at batch {row['batch']}" for row in broken)
         return (Note(f"Outside the tolerance: {where}.", "warning"), table)
-    return (Note("The exported models compute what torch computes.", "good"), table)
+    return (Note("The exported models compute what torch computes, within the tolerance.", "good"), table)
 
 
 def _pass(record: Record, manifest: Record) -> Section:

@@ -68,16 +68,29 @@ def read(folder: Path) -> Evaluation | None:
     record = files.mapping(folder / "test.json")
     if record is None:
         return None
-    found = files.arrays(folder / "test.npz")
-    evaluation = Evaluation(record, found, files.arrays(folder / "examples.npz"))
-    if found is not None and found["outputs"].shape[1:] != (len(evaluation.names),):
+    evaluation = Evaluation(record, files.arrays(folder / "test.npz"), files.arrays(folder / "examples.npz"))
+    if evaluation.arrays is not None:
+        _check(folder, evaluation, evaluation.arrays)
+    return evaluation
+
+
+def _check(folder: Path, evaluation: Evaluation, arrays: dict[str, NDArray[Any]]) -> None:
+    rows = len(arrays["target"])
+    if arrays["outputs"].shape != (rows, len(evaluation.names)):
         raise CheckpointError(
             field=str(folder / "test.npz"),
-            problem="the outputs don't fit the target's names in test.json",
-            value=found["outputs"].shape,
-            allowed=f"(N, {len(evaluation.names)})",
+            problem="the outputs don't fit the targets and their names in test.json",
+            value=arrays["outputs"].shape,
+            allowed=str((rows, len(evaluation.names))),
         )
-    return evaluation
+    kept = evaluation.examples["index"] if evaluation.examples is not None else arrays["index"]
+    if len(kept) and not 0 <= kept.min() <= kept.max() < rows:
+        raise CheckpointError(
+            field=str(folder / "examples.npz"),
+            problem="examples of another test split",
+            value=int(kept.max()),
+            allowed=f"positions 0 to {rows - 1}",
+        )
 
 
 def sections(evaluation: Evaluation, validation: dict[str, float]) -> list[Section]:
@@ -91,7 +104,8 @@ def sections(evaluation: Evaluation, validation: dict[str, float]) -> list[Secti
     chosen, truth = _decisions(evaluation)
     confusion = _confusion(evaluation.names, outputs, target) if evaluation.kind == "class" else []
     scores = _per_class(evaluation.names, chosen, truth)
-    found.append(Section("Classes", (*confusion, scores), side_by_side=True))
+    title = "Classes" if evaluation.kind == "class" else "Labels"
+    found.append(Section(title, (*confusion, scores), side_by_side=True))
     if evaluation.examples is not None:
         kept = evaluation.examples["index"]
         confidence = _confidence(evaluation.kind, outputs, chosen, truth)[kept]
@@ -129,9 +143,12 @@ def _metrics(record: dict[str, Any], validation: dict[str, float]) -> list[Block
     if bounds is None or baseline.get(primary) is None:
         return [table]
     edge = bounds[0] if mode == "max" else bounds[1]
-    text = f"{words(primary).capitalize()} {interval(bounds)} (95%), baseline {number(baseline[primary])}: "
+    text = (
+        f"The 95% interval of {words(primary)} is {interval(bounds)}, "
+        f"the baseline {number(baseline[primary])}: "
+    )
     if better(edge, baseline[primary], mode):
-        return [Note(text + "better than the baseline over the whole interval.", "good"), table]
+        return [Note(text + "the model is better over the whole interval.", "good"), table]
     return [Note(text + "the interval does not rule the baseline out.", "warning"), table]
 
 
@@ -233,7 +250,7 @@ def _per_class(names: tuple[str, ...], chosen: NDArray[np.bool_], truth: NDArray
     caption = "On the test split. Small classes have wide error bars: see the number of samples."
     if len(names) > LISTED:
         caption = f"The {LISTED} of {len(names):,} classes with the lowest F1. {caption}"
-    return Table(("class", "precision", "recall", "F1", "predicted", "samples"), rows, caption)
+    return Table(("name", "precision", "recall", "F1", "predicted", "samples"), rows, caption)
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -30,9 +30,9 @@ def gallery(
     """Return the mistakes, the most confident first, and right answers in the split's order."""
 
     def example(i: int) -> Example:
-        given = _spell(names, chosen_MK[i])
-        title = given if right[i] else f"{given}, not {_spell(names, truth_MK[i])}"
-        return Example(data_uri(images_MCHW[i]), title, f"{confidence_M[i]:.1%}", bool(right[i]))
+        truth = "" if right[i] else f"true: {_spell(names, truth_MK[i])} · "
+        note = f"{truth}{confidence_M[i]:.1%}"
+        return Example(data_uri(images_MCHW[i]), _spell(names, chosen_MK[i]), note, bool(right[i]))
 
     right = (chosen_MK == truth_MK).all(axis=1)
     mistakes = [i for i in np.argsort(-confidence_M, kind="stable").tolist() if not right[i]]

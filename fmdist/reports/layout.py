@@ -152,7 +152,9 @@ def number(value: Any) -> str:
     """Return a number for reading: four decimals near one, thousands separated; `MISSING` for None."""
     if value is None:
         return MISSING
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
@@ -203,12 +205,17 @@ def _flat(record: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in record.items():
         label = prefix + words(str(name))
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and not all(isinstance(item, int | float) for item in value.values()):
             rows += _flat(value, f"{label} · ")
-        elif isinstance(value, list | tuple | Mapping):
-            shown = ", ".join(number(item) for item in list(value)[:LISTED])
-            more = f", ... ({len(value):,} in all)" if len(value) > LISTED else ""
-            rows.append((label, shown + more or "none"))
+        elif isinstance(value, Mapping):
+            rows.append((label, _listed([f"{key} {number(item)}" for key, item in value.items()])))
+        elif isinstance(value, list | tuple):
+            rows.append((label, _listed([number(item) for item in value])))
         else:
             rows.append((label, number(value)))
     return rows
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f", ... ({len(items):,} in all)" if len(items) > LISTED else ""
+    return ", ".join(items[:LISTED]) + more if items else "none"

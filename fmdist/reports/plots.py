@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-INK, FAINT, FIRST, SECOND = "#000001", "#000002", "#000003", "#000004"
-_VARIABLES = {INK: "--muted", FAINT: "--line", FIRST: "--first", SECOND: "--second"}
+INK, FAINT, FIRST, SECOND, THIRD = "#000001", "#000002", "#000003", "#000004", "#000005"
+_VARIABLES = {INK: "--muted", FAINT: "--line", FIRST: "--first", SECOND: "--second", THIRD: "--good"}
 """Stand-in colour -> the page's CSS variable that replaces it; Matplotlib can't write variables."""
 
 _STYLE: dict[Any, Any] = {
@@ -55,6 +56,15 @@ class Line:
     y: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar with its name on the axis and the text at its end."""
+
+    name: str
+    value: float
+    text: str
+
+
 def curves(
     lines: Sequence[Line], x_label: str, y_label: str, mark: float | None = None, log: bool = False
 ) -> str:
@@ -64,7 +74,7 @@ def curves(
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(x_label, y_label)
-        for line, color in zip(lines, (FIRST, SECOND), strict=False):
+        for line, color in zip(lines, itertools.cycle((FIRST, SECOND, THIRD)), strict=False):
             marker = "o" if len(line.x) <= 30 else ""
             axes.plot(line.x, line.y, color=color, label=line.name, marker=marker, markersize=3)
         if mark is not None:
@@ -102,16 +112,16 @@ def histogram(values: NDArray[np.floating], x_label: str) -> str:
         return _svg(figure)
 
 
-def bars(names: Sequence[str], values: Sequence[float], x_label: str) -> str:
-    """Return horizontal bars, the first on top, each with its value beside it; ``names`` are plain ASCII."""
+def bars(items: Sequence[Bar], x_label: str) -> str:
+    """Return horizontal bars, the first on top, each with its text beside it."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(x_label, "", height=0.7 + 0.3 * len(names))
-        drawn = axes.barh(range(len(names)), values, color=FIRST, height=0.62)
-        axes.bar_label(drawn, fmt="%.3g", padding=3)
-        axes.set_yticks(range(len(names)), names)
+        figure, axes = _canvas(x_label, "", height=0.6 + 0.27 * len(items))
+        drawn = axes.barh(range(len(items)), [bar.value for bar in items], color=FIRST, height=0.6)
+        axes.bar_label(drawn, [bar.text for bar in items], padding=3)
+        axes.set_yticks(range(len(items)), [bar.name for bar in items])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.margins(x=0.12)
+        axes.margins(x=0.2)
         return _svg(figure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,16 +91,18 @@ def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple
     axis = "epoch" if len(epochs) > 1 else "step"
     name, mode = primary.get("name", "loss"), primary.get("mode", "min")
     score = _series(history, "validation", name, axis)
-    mark = None
-    if score.y:
-        mark = score.x[score.y.index(max(score.y) if mode == "max" else min(score.y))]
+    finite = [(y, x) for x, y in zip(score.x, score.y, strict=True) if math.isfinite(y)]
+    best = max if mode == "max" else min
+    mark = best(finite, key=lambda point: point[0])[1] if finite else None
     drawn = []
-    losses = [_series(history, split, "loss", axis) for split in ("train", "validation")]
+    # A task of several phases has a training loss for each of its roles.
+    names = dict.fromkeys(name for line in history for name in line if name.split("_")[0] == "loss")
+    losses = [_series(history, split, name, axis) for name in names for split in ("train", "validation")]
     if losses := [line for line in losses if line.y]:
         caption = "Training loss is a mean over steps, with the recipe's augmentation and dropout on; "
         caption += "validation loss is measured between them, with both off."
         drawn.append(Figure(f"Loss by {axis}", plots.curves(losses, axis, "loss", mark, log=True), caption))
-    if score.y and name != "loss":
+    if mark is not None and name != "loss":
         caption = f"On the validation split. The dotted line is the best value, at {axis} {mark:g}."
         drawn.append(
             Figure(f"Validation {words(name)}", plots.curves([score], axis, words(name), mark), caption)
@@ -115,17 +118,13 @@ def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple
 
 
 def _series(history: Sequence[dict[str, Any]], split: str, name: str, axis: str) -> plots.Line:
-    """Return one recorded value over ``axis``, averaged where several lines share a place.
-
-    A resumed run repeats the steps after its checkpoint; the later line of a step replaces the earlier.
-    """
-    of_step = {
-        line["step"]: line for line in history if line["split"] == split and line.get(name) is not None
-    }
+    """Return one recorded value over ``axis``, averaged where several records share a place."""
     places: dict[float, list[float]] = {}
-    for _, line in sorted(of_step.items()):
-        places.setdefault(line[axis], []).append(line[name])
-    return plots.Line(split, list(places), [sum(values) / len(values) for values in places.values()])
+    for line in history:
+        if line["split"] == split and line.get(name) is not None:
+            places.setdefault(line[axis], []).append(line[name])
+    legend = " ".join((split, *name.split("_")[1:])) if name.startswith("loss_") else split
+    return plots.Line(legend, list(places), [sum(values) / len(values) for values in places.values()])
 
 
 def _artifact(folder: Path, run: dict[str, Any]) -> list[Section]:

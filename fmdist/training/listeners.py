@@ -89,9 +89,17 @@ class ProgressLine:
         self._progress = progress
         self._primary = primary
         self._shown: dict[str, float] = {}
+        self._done = 0
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.close(self._done, self._shown)
 
     def step(self, done: int, loss: Callable[[], float]) -> None:
         """Draw, if it is time to."""
+        self._done = done
         if self._progress.due():
             self._progress.update(done, {"loss": loss()} | self._shown)
 
@@ -136,7 +144,13 @@ class Profiler(Stopwatch):
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._trace = torch.profiler.profile(activities=activities)
         self._steps = 0
-        self.finished = False
+        self._finished = False
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
 
     def step(self, done: int, loss: Callable[[], float]) -> None:
         """Start the trace after the first steps and end it when enough are seen."""
@@ -153,9 +167,9 @@ class Profiler(Stopwatch):
 
     def finish(self) -> None:
         """Write what was traced; nothing if the run was too short to begin."""
-        if self.finished or self._steps < PROFILE_SKIP:
+        if self._finished or self._steps < PROFILE_SKIP:
             return
-        self.finished = True
+        self._finished = True
         self._trace.stop()
         self._trace.export_chrome_trace(str(self._folder / "trace.json"))
         traced = min(self._steps - PROFILE_SKIP, PROFILE_STEPS)

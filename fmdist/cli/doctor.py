@@ -1,0 +1,152 @@
+"""``fmdist doctor``: what this machine has, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmdist.cli.frame import Answer
+
+CORE = ("torch", "accelerate", "pydantic", "typer", "numpy", "safetensors", "torchmetrics", "scikit-learn")
+"""Distributions without which nothing trains."""
+
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instruction sets that INT8 and bf16 arithmetic profit from."""
+
+MIN_FREE_BYTES = 1_000_000_000
+
+
+def doctor(
+    folder: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Where runs would be written.")
+    ] = Path("runs"),
+) -> Answer:
+    """Show versions, devices, compilers, extras, memory and disk; exit 1 if the core is broken."""
+    from fmdist import console
+
+    broken: list[str] = []
+    facts = {
+        "system": {"platform": platform.platform(), "python": platform.python_version(), **_cpu()},
+        "versions": _versions(broken),
+        "devices": _devices(broken),
+        "compilers": {name: shutil.which(name) for name in ("g++", "ninja")},
+        "extras": _extras(),
+        "memory": _memory(),
+        "disk": _disk(folder, broken),
+        "broken": broken,
+    }
+    return Answer(facts, _text(facts, console.human_bytes), exit_code=1 if broken else 0)
+
+
+def _cpu() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    entries = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = entries.get("flags", "").split()
+    return {
+        "cpu": entries.get("model name", platform.processor()).strip(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_flags": {name: name in flags for name in CPU_FLAGS} if flags else {},
+    }
+
+
+def _versions(broken: list[str]) -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {}
+    for name in ("fmdist", *CORE):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+            broken.append(f"{name} is not installed: pip install --upgrade fmdist")
+    return found
+
+
+def _devices(broken: list[str]) -> list[dict[str, Any]]:
+    try:
+        import torch
+    except Exception as error:  # A broken binary raises anything; saying so is this command's purpose.
+        broken.append(f"torch can't be imported ({type(error).__name__}: {error}): reinstall it")
+        return []
+    devices: list[dict[str, Any]] = [{"device": "cpu", "name": f"{torch.get_num_threads()} threads of torch"}]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        devices.append({"device": f"cuda:{index}", "name": facts.name, "memory_bytes": facts.total_memory})
+    if torch.backends.mps.is_available():
+        devices.append({"device": "mps", "name": "Apple GPU"})
+    return devices
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    from importlib.metadata import metadata
+
+    from fmdist import component
+
+    extras = metadata("fmdist").get_all("Provides-Extra") or []
+    return {
+        name: {"missing": component.missing(name), "install": f"pip install 'fmdist[{name}]'"}
+        for name in extras
+        if name not in ("all", "dev")
+    }
+
+
+def _memory() -> dict[str, int]:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return {}
+    entries = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+    return {
+        "total_bytes": int(entries["MemTotal"].split()[0]) * 1024,
+        "available_bytes": int(entries["MemAvailable"].split()[0]) * 1024,
+    }
+
+
+def _disk(folder: Path, broken: list[str]) -> dict[str, Any]:
+    """Return the free space where runs go; the folder itself may not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    writable = place.is_dir() and os.access(place, os.W_OK)
+    if not writable:
+        broken.append(f"{place} is not writable: choose another folder for runs with --runs")
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < MIN_FREE_BYTES:
+        broken.append(f"less than 1 GB is free at {place}")
+    return {"runs": str(folder), "writable": writable, "free_bytes": free_bytes}
+
+
+def _text(facts: dict[str, Any], size: Any) -> str:
+    system, memory, disk = facts["system"], facts["memory"], facts["disk"]
+    flags = " ".join(name for name, has in system["cpu_flags"].items() if has)
+    lines = [
+        f"python     {system['python']} ({sys.executable})",
+        f"system     {system['platform']}",
+        f"cpu        {system['cpu']}, {system['cores']} cores, {flags or 'instructions unknown'}",
+    ]
+    if memory:
+        lines.append(
+            f"memory     {size(memory['available_bytes'])} available of {size(memory['total_bytes'])}"
+        )
+    state = "writable" if disk["writable"] else "NOT WRITABLE"
+    lines.append(f"disk       {size(disk['free_bytes'])} free, {disk['runs']}/ is {state}")
+    for name, path in facts["compilers"].items():
+        lines.append(f"{name:<10} {path or 'not found; torch.compile and some extensions need it'}")
+    for device in facts["devices"]:
+        memory_text = f", {size(device['memory_bytes'])}" if "memory_bytes" in device else ""
+        lines.append(f"device     {device['device']}: {device['name']}{memory_text}")
+    lines += ["", "packages"]
+    lines += [f"  {name:<14} {version or 'MISSING'}" for name, version in facts["versions"].items()]
+    lines += ["", "extras"]
+    for name, extra in facts["extras"].items():
+        absent = ", ".join(extra["missing"])
+        state = f"missing {absent}: {extra['install']}" if absent else "installed"
+        lines.append(f"  {name:<14} {state}")
+    lines += ["", *(f"BROKEN: {text}" for text in facts["broken"])] if facts["broken"] else []
+    return "\n".join(lines)

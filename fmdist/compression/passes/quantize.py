@@ -1,0 +1,206 @@
+"""Post-training INT8 quantization: NNCF for OpenVINO, ONNX Runtime's static quantization for ONNX.
+
+Several settings are tried on calibration samples of the training split, each is scored on the validation
+split in the runtime that will run it, and the best is kept. If OpenVINO's best loses more than the budget,
+NNCF's accuracy control gives layers back to float, the worst first.
+
+Source: NNCF, github.com/openvinotoolkit/nncf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fmdist.compression.passes import coverage, onnx_static
+from fmdist.compression.passes.base import Outcome, PassConfig, Workbench
+from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
+from fmdist.errors import CompressionError
+
+REQUIRES = ("compress",)
+
+log = logging.getLogger(__name__)
+
+
+class Config(PassConfig):
+    """Settings that are tried; the best on validation is kept."""
+
+    precision: Literal["int8"] = "int8"
+    """Of weights and activations."""
+    presets: tuple[Literal["performance", "mixed"], ...] = Field(
+        default=("performance", "mixed"), min_length=1
+    )
+    """OpenVINO activations to try: `performance` symmetric, `mixed` asymmetric where they take both signs."""
+    bias_correction: tuple[Literal["fast", "full", "none"], ...] = Field(
+        default=("fast", "full", "none"), min_length=1
+    )
+    """OpenVINO bias corrections to try; the fast one can cost small networks more than a point."""
+    accuracy_control: bool = True
+    """If the budget is missed, let NNCF return layers to float until it is met (OpenVINO only)."""
+
+    def apply(self, bench: Workbench) -> Outcome:
+        """See `PassConfig.apply`."""
+        quantizers = {"openvino": self._openvino, "onnxruntime": self._onnx}
+        models, covered = {}, {}
+        candidates: list[dict[str, Any]] = []
+        for runtime in bench.models:
+            trials = quantizers[runtime](bench)
+            best = best_of(trials)
+            candidates += [trial.row(best, bench.mode) for trial in trials]
+            if not within_budget(bench, best):
+                raise budget_missed(bench, trials)
+            covered[runtime] = _covered(runtime, best)
+            models[runtime] = best.file
+            log.info("%s: %s, drop %.4g on validation", runtime, best.setting, best.drop)
+        return Outcome(self.precision, models, candidates, covered)
+
+    def _openvino(self, bench: Workbench) -> list[Trial]:
+        trials = []
+        for correction, preset in product(self.bias_correction, self.presets):
+
+            def write(file: Path, correction: str = correction, preset: str = preset) -> None:
+                _quantize_openvino(bench, file, preset, correction)
+
+            trials.append(attempt(bench, "openvino", f"{preset} {correction} bias correction", write))
+        best = best_of(trials)
+        if self.accuracy_control and not within_budget(bench, best):
+            controlled = attempt(
+                bench,
+                "openvino",
+                "accuracy control",
+                lambda file: _quantize_with_control(bench, file, best.setting.split()[0]),
+            )
+            reason = "returned to float by accuracy control"
+            layers = coverage.openvino_layers(controlled.file)
+            controlled.reasons = {layer.name: reason for layer in layers if not layer.quantized}
+            trials.append(controlled)
+        return trials
+
+    def _onnx(self, bench: Workbench) -> list[Trial]:
+        source = bench.folder / "prepared.onnx"
+        onnx_static.prepare(bench.models["onnxruntime"], source)
+        trials = []
+        for setting in onnx_static.SETTINGS:
+
+            def write(file: Path, setting: str = setting) -> None:
+                onnx_static.quantize_onnx(source, file, bench.calibration, setting)
+
+            trials.append(attempt(bench, "onnxruntime", setting, write))
+        return trials
+
+
+def _covered(runtime: str, best: Trial) -> dict[str, Any]:
+    """Return what was quantized.
+
+    Raises:
+        CompressionError: if nothing was.
+    """
+    layers = (coverage.openvino_layers if runtime == "openvino" else coverage.onnx_layers)(best.file)
+    if not any(layer.quantized for layer in layers):
+        raise CompressionError(
+            field="compress.passes.quantize",
+            problem=f"{runtime}: no layer was quantized",
+            value=[layer.name for layer in layers],
+            fix="the model has no layer that INT8 quantization covers; leave the pass out",
+        )
+    method = "NNCF" if runtime == "openvino" else "ONNX Runtime's static quantization"
+    record = coverage.summarize(layers, best.reasons, f"{method} doesn't cover this layer")
+    for left in record["left"]:
+        log.warning("%s: %s (%s) stays in float: %s", runtime, left["name"], left["type"], left["reason"])
+    return record
+
+
+def _quantize_openvino(bench: Workbench, file: Path, preset: str, correction: str) -> None:
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(str(bench.models["openvino"]))
+    with _quiet_nncf():
+        quantized = nncf.quantize(
+            model,
+            _samples(bench),
+            subset_size=_size(bench),
+            preset=nncf.QuantizationPreset(preset),
+            fast_bias_correction=correction != "full",
+            advanced_parameters=_advanced(disable_bias_correction=correction == "none"),
+        )
+    openvino.save_model(quantized, str(file), compress_to_fp16=False)
+
+
+def _quantize_with_control(bench: Workbench, file: Path, preset: str) -> None:
+    import nncf
+    import openvino
+
+    sign = 1.0 if bench.mode == "max" else -1.0
+    chunks = np.array_split(np.arange(len(bench.reference)), max(1, len(bench.reference) // 32))
+
+    def inputs(rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        return {name: np.array(value[rows]) for name, value in bench.validation.items()}
+
+    def validate(model: Any, items: Iterable[NDArray[np.int64]]) -> tuple[float, None]:
+        """Return the metric, more is better, of some chunks of the validation split."""
+        seen = list(items)
+        outputs = np.concatenate([np.array(model(inputs(rows))[0], np.float32) for rows in seen])
+        return sign * bench.score(outputs, np.concatenate(seen)), None
+
+    model = openvino.Core().read_model(str(bench.models["openvino"]))
+    with _quiet_nncf():
+        quantized = nncf.quantize_with_accuracy_control(
+            model,
+            _samples(bench),
+            nncf.Dataset(chunks, inputs),
+            validate,
+            max_drop=bench.max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            preset=nncf.QuantizationPreset(preset),
+            subset_size=_size(bench),
+            fast_bias_correction=False,
+            advanced_quantization_parameters=_advanced(disable_bias_correction=False),
+        )
+    openvino.save_model(quantized, str(file), compress_to_fp16=False)
+
+
+def _advanced(disable_bias_correction: bool) -> Any:
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters
+
+    # SmoothQuant costs transformers a lot of accuracy and gives convolutions nothing; -1 is off.
+    return nncf.AdvancedQuantizationParameters(
+        disable_bias_correction=disable_bias_correction,
+        smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+    )
+
+
+def _samples(bench: Workbench) -> Any:
+    import nncf
+
+    def sample(row: int) -> dict[str, NDArray[Any]]:
+        return {name: value[row : row + 1] for name, value in bench.calibration.items()}
+
+    return nncf.Dataset(range(_size(bench)), sample)
+
+
+def _size(bench: Workbench) -> int:
+    return len(next(iter(bench.calibration.values())))
+
+
+@contextmanager
+def _quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's progress bars off stdout, which belongs to ``--json``, and its log for errors."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

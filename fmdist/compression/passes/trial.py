@@ -1,0 +1,116 @@
+"""Candidates of a pass: each is written, scored in the runtime that will run it, and the best one is kept.
+
+Shapes: N samples, K outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmdist.compression.passes.base import BUDGET_SLACK, Workbench
+from fmdist.deployment.runtime import PRECISIONS, open_model
+from fmdist.errors import CompressionError
+
+BATCH = 256
+
+
+@dataclass
+class Trial:
+    """One setting of one runtime, scored on the validation split."""
+
+    runtime: str
+    setting: str
+    file: Path
+    values: dict[str, float]
+    """Precision -> primary metric."""
+    drop: float
+    """Of the worst precision, against the original."""
+    error: float
+    """Relative RMS difference of the outputs from the original's, at float32."""
+    seconds: float
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Layer -> why the setting leaves it in float."""
+
+    def row(self, best: Trial, mode: str) -> dict[str, Any]:
+        """Return what the manifest records."""
+        worst = min if mode == "max" else max
+        return {
+            "runtime": self.runtime,
+            "setting": self.setting,
+            "values": self.values,
+            "value": worst(self.values.values()),
+            "drop": self.drop,
+            "error": self.error,
+            "seconds": round(self.seconds, 3),
+            "chosen": self is best,
+        }
+
+
+def attempt(bench: Workbench, runtime: str, setting: str, write: Callable[[Path], None]) -> Trial:
+    """Let ``write`` make a candidate and score it at every precision that the runtime offers."""
+    suffix = "xml" if runtime == "openvino" else "onnx"
+    file = bench.folder / f"{runtime}-{setting.replace(' ', '-')}.{suffix}"
+    start = time.perf_counter()
+    write(file)
+    seconds = time.perf_counter() - start
+    rows = np.arange(len(bench.reference))
+    reference = bench.score(bench.reference, rows)
+    values: dict[str, float] = {}
+    error = float("nan")
+    # ONNX Runtime has one precision.
+    for precision in PRECISIONS if runtime == "openvino" else ("default",):
+        outputs = run(bench, file, runtime, precision)
+        values[precision] = bench.score(outputs, rows)
+        if precision == "f32" or runtime != "openvino":
+            error = _relative_rms(outputs, bench.reference)
+    drop = max(bench.drop(value, reference) for value in values.values())
+    return Trial(runtime, setting, file, values, drop, error, seconds)
+
+
+def run(bench: Workbench, file: Path, runtime: str, precision: str) -> NDArray[np.float32]:
+    """Return a model's outputs (N, K) on the validation split."""
+    session = open_model(file, runtime, precision)
+    parts = []
+    for start in range(0, len(bench.reference), BATCH):
+        # A copy, since runtimes want aligned, writable memory and a mapped file isn't.
+        parts.append(
+            session.run(
+                {name: np.array(value[start : start + BATCH]) for name, value in bench.validation.items()}
+            )
+        )
+    return np.concatenate(parts)
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """Return the smallest drop; among equals, and they are common, the smallest error of the outputs."""
+    return min(trials, key=lambda trial: (round(trial.drop, 9), trial.error))
+
+
+def within_budget(bench: Workbench, trial: Trial) -> bool:
+    """Return whether the candidate loses no more than allowed."""
+    return trial.drop <= bench.max_drop + BUDGET_SLACK
+
+
+def budget_missed(bench: Workbench, trials: Sequence[Trial]) -> CompressionError:
+    """Return the error that lists what was tried."""
+    tried = ", ".join(f"{trial.setting} {trial.drop:.4g}" for trial in trials)
+    return CompressionError(
+        field="compress.max_drop",
+        problem=f"{trials[0].runtime}: every setting loses more of the metric than allowed; tried: {tried}",
+        value=round(best_of(trials).drop, 6),
+        allowed=f"at most {bench.max_drop}",
+        fix="allow a larger drop, calibrate on more samples, or leave this runtime out of compress.runtimes",
+    )
+
+
+def _relative_rms(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    difference = outputs.astype(np.float64) - reference
+    scale = float(np.sqrt((reference.astype(np.float64) ** 2).mean())) or 1.0
+    return float(np.sqrt((difference**2).mean())) / scale

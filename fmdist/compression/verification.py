@@ -1,0 +1,193 @@
+"""Score what was written, not a simulation of it: in a fresh process that can load no model code.
+
+Shapes: B batch, N samples, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmdist import storage
+from fmdist.compression.child import run_child
+from fmdist.compression.export import frozen
+from fmdist.compression.subject import BATCH, Subject, drop, score, torch_outputs, write_inputs
+from fmdist.errors import CompressionError
+
+TOLERANCE = 1e-5
+"""Allowed max|difference| / max|reference| of FP32 outputs from torch's."""
+
+
+def row_name(runtime: str, variant: str, precision: str) -> str:
+    """Return a name for the files and records of one way to run the model."""
+    return f"{runtime}-{variant}-{precision}"
+
+
+TORCH_ROW = row_name("torch", "fp32", "f32")
+"""The original, eager."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One way to run the artifact."""
+
+    runtime: str
+    variant: str
+    precision: str
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """See `row_name`."""
+        return row_name(self.runtime, self.variant, self.precision)
+
+
+def ways(models: Mapping[str, Mapping[str, Path]]) -> list[Model]:
+    """Return every way to run the models: OpenVINO at both precisions, ONNX Runtime at its only one."""
+    found = []
+    for runtime, variants in models.items():
+        for variant, file in variants.items():
+            for precision in ("f32", "default") if runtime == "openvino" else ("default",):
+                found.append(Model(runtime, variant, precision, file))
+    return found
+
+
+def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any]:
+    """Return parity with torch and the full metrics of each model on the test split.
+
+    Args:
+        subject: the original.
+        models: from `ways`.
+        folder: an empty folder for inputs and outputs.
+
+    Raises:
+        CompressionError: if FP32 outputs differ from torch's, a model needs refused code, or can't run.
+    """
+    spec = subject.export
+    inputs = {"test": write_inputs(subject.splits.test, spec.input_names, folder, "test")}
+    references: dict[int, NDArray[np.float32]] = {}
+    for batch in spec.probe_batches:
+        files, references[batch] = _probe(subject, batch, folder)
+        inputs[f"probe{batch}"] = files
+    job = {
+        "models": [
+            {"name": m.name, "file": str(m.file), "runtime": m.runtime, "precision": m.precision}
+            for m in models
+        ],
+        "inputs": {name: {key: str(file) for key, file in files.items()} for name, files in inputs.items()},
+        "batch_size": BATCH,
+        "threads": None,
+        "output": str(folder),
+    }
+    run_child("fmdist.deployment.probe", job, folder)
+    probed = storage.read_json(folder / "executed.json")
+    if probed["refused_but_loaded"]:
+        raise CompressionError(
+            field="compress.verify",
+            problem="running the artifact loaded modules that it must not need",
+            value=probed["refused_but_loaded"],
+        )
+    return {
+        "parity": _parity(models, references, folder),
+        "results": _results(subject, models, probed["executed"], folder),
+        "validation": {
+            "torch": score(
+                subject.task,
+                torch_outputs(subject.task, subject.splits.validation),
+                subject.splits.validation.targets,
+            ),
+            "size": len(subject.splits.validation),
+        },
+    }
+
+
+def _probe(subject: Subject, batch: int, folder: Path) -> tuple[dict[str, Path], NDArray[np.float32]]:
+    """Write example inputs of one batch size; return their files and torch's outputs (B, K) for them."""
+    spec = subject.export
+    values = spec.example_inputs(batch)
+    with torch.no_grad():
+        outputs = frozen(spec.module)(*values).numpy()
+    files = {name: folder / f"probe{batch}.{name}.npy" for name in spec.input_names}
+    for file, value in zip(files.values(), values, strict=True):
+        np.save(file, value.numpy())
+    return files, outputs
+
+
+def _parity(
+    models: list[Model], references: Mapping[int, NDArray[np.float32]], folder: Path
+) -> list[dict[str, Any]]:
+    rows = []
+    for model in models:
+        if model.variant != "fp32" or (model.runtime == "openvino" and model.precision != "f32"):
+            continue
+        for batch, reference in references.items():
+            outputs = np.load(folder / f"{model.name}.probe{batch}.npy")
+            if outputs.shape != reference.shape:
+                raise CompressionError(
+                    field=f"compress.verify.{model.runtime}",
+                    problem=f"outputs of the wrong shape at batch size {batch}",
+                    value=outputs.shape,
+                    allowed=str(reference.shape),
+                )
+            rows.append(_parity_row(model.runtime, batch, outputs, reference))
+    return rows
+
+
+def _parity_row(
+    runtime: str, batch: int, outputs: NDArray[np.float32], reference: NDArray[np.float32]
+) -> dict[str, Any]:
+    difference = float(np.abs(outputs.astype(np.float64) - reference).max())
+    scale = float(np.abs(reference).max())
+    # Written so that a difference of nan fails.
+    if not difference <= TOLERANCE * scale:
+        raise CompressionError(
+            field=f"compress.verify.{runtime}",
+            problem=f"FP32 outputs differ from torch's at batch size {batch}",
+            value=difference,
+            allowed=f"at most {TOLERANCE} x {scale:.4g}",
+            fix="the export isn't faithful; try the model kind's other export route",
+        )
+    return {
+        "runtime": runtime,
+        "batch": batch,
+        "max_abs_difference": difference,
+        "max_abs_reference": scale,
+        "relative": difference / scale if scale else 0.0,
+        "tolerance": TOLERANCE,
+    }
+
+
+def _results(
+    subject: Subject, models: list[Model], executed: Mapping[str, dict[str, int]], folder: Path
+) -> list[dict[str, Any]]:
+    """Return one row per way to run the model, torch's first, with metrics on the test split."""
+    task, test = subject.task, subject.splits.test
+    original = score(task, torch_outputs(task, test), test.targets)
+    rows = [_row("torch", "fp32", "f32", {}, original)]
+    for model in models:
+        outputs = np.load(folder / f"{model.name}.test.npy")
+        values = score(task, outputs, test.targets)
+        rows.append(_row(model.runtime, model.variant, model.precision, executed[model.name], values))
+    primary = task.primary[0]
+    for row in rows:
+        row["value"] = row["metrics"][primary]
+        row["drop"] = drop(task, original[primary], row["value"])
+    return rows
+
+
+def _row(
+    runtime: str, variant: str, precision: str, executed: dict[str, int], metrics: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "runtime": runtime,
+        "variant": variant,
+        "precision": precision,
+        "executed": executed,
+        "metrics": metrics,
+    }

@@ -1,0 +1,241 @@
+"""A run's folder: who may write it, whether it may be resumed, and what it records.
+
+::
+
+    runs/<name>/
+        run.json          status, position, metrics, versions; rewritten atomically
+        recipe.yaml       the resolved recipe
+        signature.json    what the model reads and answers: spec, preprocessing, decoding
+        data.json         sizes and hashes of the splits, what cleaning removed; quarantine.jsonl beside it
+        metrics.jsonl     a line per training record and evaluation
+        checkpoints/      see `fmdist.training.checkpoint`
+        evaluation/       scores, outputs and examples of the test split
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmdist import storage
+from fmdist.contracts import Task
+from fmdist.errors import CheckpointError, Interrupted, did_you_mean
+from fmdist.recipe.reader import read
+from fmdist.recipe.resolved import fingerprint, to_yaml
+from fmdist.training.checkpoint import CheckpointStore, Saved, load_weights
+from fmdist.training.config import RESUMABLE, CheckpointConfig
+from fmdist.training.loop import Progress
+
+FORMAT = 1
+"""Version of the folder's layout; an unknown one is refused by name."""
+
+RECORD = "run.json"
+RECIPE = "recipe.yaml"
+SIGNATURE = "signature.json"
+CHECKPOINTS = "checkpoints"
+
+_OWN = frozenset({".lock", "quarantine.jsonl"})
+"""Files that a run may leave before it has begun."""
+
+
+class RunFolder:
+    """A run's folder, held by this process. Open it with `open_run`."""
+
+    def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        self.path = path
+        self._began = time.time()
+        self.record: dict[str, Any] = {
+            "format": FORMAT,
+            "name": recipe["name"],
+            "status": "running",
+            "created": _now(),
+            "recipe_sha256": fingerprint(recipe),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        if (path / RECORD).exists():
+            self.record["created"] = storage.read_json(path / RECORD)["created"]
+
+    def write(self, status: str, values: Mapping[str, Any]) -> None:
+        """Rewrite ``run.json`` with a status and further values."""
+        self.record |= {**values, "status": status, "updated": _now()}
+        storage.write_json(self.path / RECORD, self.record)
+
+
+@contextmanager
+def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """Hold a new run's folder, or that of an unfinished run of the same recipe, and keep its status true.
+
+    Raises:
+        CheckpointError: if another process writes there, or the folder holds something else, another recipe's
+            run, or a finished run.
+    """
+    fresh = not path.exists()
+    with storage.lock(path):
+        _check(path, recipe)
+        run = RunFolder(path, recipe)
+        try:
+            yield run
+        except (Interrupted, KeyboardInterrupt):
+            run.write("interrupted", {})
+            raise
+        except BaseException:
+            if (path / RECORD).exists():
+                run.write("failed", {})
+            elif fresh and {file.name for file in path.iterdir()} <= {".lock"}:
+                (path / ".lock").unlink()
+                path.rmdir()
+            raise
+
+
+def begin(
+    run: RunFolder, recipe: Mapping[str, Any], signature: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    """Write what stands before the first step: from here on the folder is a run."""
+    storage.write_text(run.path / RECIPE, to_yaml(recipe))
+    storage.write_json(run.path / SIGNATURE, signature)
+    storage.write_json(run.path / "data.json", data)
+    run.write("running", {})
+
+
+def summary(progress: Progress, task: Task) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run's position."""
+    name, mode = task.primary
+    return {
+        "seconds": progress.seconds,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "stopped_early": progress.stopped_early,
+        "primary": {"name": name, "mode": mode, "value": progress.best},
+        "metrics": progress.metrics,
+    }
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return a run's record.
+
+    Raises:
+        CheckpointError: if the folder isn't a run of a known format.
+    """
+    if not (path / RECORD).is_file():
+        siblings = (
+            [other.parent.name for other in path.parent.glob(f"*/{RECORD}")] if path.parent.is_dir() else []
+        )
+        raise CheckpointError(
+            field=str(path),
+            problem=f"not a run: it has no {RECORD}" if path.is_dir() else "no such run",
+            allowed=", ".join(sorted(siblings)),
+            fix=did_you_mean(path.name, siblings),
+        )
+    record = storage.read_json(path / RECORD)
+    if record.get("format") != FORMAT:
+        raise CheckpointError(
+            field=str(path / RECORD),
+            problem="a run of an unknown format",
+            value=record.get("format"),
+            allowed=str(FORMAT),
+            fix="use the fmdist version that wrote it",
+        )
+    return dict(record)
+
+
+def load_best(path: Path, task: Task, mode: str) -> Saved:
+    """Load the weights of a run's best checkpoint (their moving average, if there is one) into ``task``.
+
+    Raises:
+        CheckpointError: if there is no whole checkpoint with a score, or it is another model's.
+    """
+    read_run(path)
+    store = CheckpointStore(path / CHECKPOINTS, mode, CheckpointConfig())
+    saved = store.best()
+    if saved is None:
+        raise CheckpointError(
+            field=str(path),
+            problem="the run has no whole checkpoint that was evaluated",
+            fix="let it train for at least one evaluation",
+        )
+    for role, module in task.roles().items():
+        averaged = saved.path / f"ema.{role}.safetensors"
+        load_weights(module, averaged if averaged.exists() else saved.path / f"{role}.safetensors")
+        module.eval()
+    return saved
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    names = ("fmdist", "torch", "torchvision", "accelerate", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the run computes on."""
+    return {
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys whose values differ and that may not change when a run is resumed."""
+    return [key for key in _changed(old, new, "") if not _may_change(key)]
+
+
+def _check(path: Path, recipe: Mapping[str, Any]) -> None:
+    if not (path / RECORD).exists():
+        if others := sorted(file.name for file in path.iterdir() if file.name not in _OWN):
+            raise CheckpointError(
+                field=str(path),
+                problem="the output directory is not empty and holds no run",
+                value=others[:5],
+                fix="give another with -o",
+            )
+        return
+    record = read_run(path)
+    old = read(path / RECIPE).values
+    if changed := differences(old, recipe):
+        raise CheckpointError(
+            field=str(path),
+            problem=f"the directory holds another run: the recipe differs in {', '.join(changed)}",
+            allowed=f"on resume only train.{', train.'.join(sorted(RESUMABLE))} and compress may change",
+            fix="give another directory with -o, or another name",
+        )
+    goes_on = recipe["train"]["epochs"] > record.get("epoch", 0) and not record.get("stopped_early")
+    if record["status"] == "finished" and not goes_on:
+        raise CheckpointError(
+            field=str(path),
+            problem="the run is finished",
+            fix="raise train.epochs to train on, or give another directory with -o or another name",
+        )
+
+
+def _changed(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("kind") == new.get("kind"):
+        for key in sorted(set(old) | set(new)):
+            yield from _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path
+
+
+def _may_change(key: str) -> bool:
+    section, _, rest = key.partition(".")
+    return section == "compress" or (section == "train" and rest.partition(".")[0] in RESUMABLE)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
