@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check sweep bench install clean
+
+demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
+	$(BIN)/fmdist run recipes/digits.yaml
+
+test: check  ## Everything: lint, types, layers, all tests.
+	$(BIN)/python -m pytest -m "slow" -n 2 --dist loadgroup tests
+
+check: $(STAMP)  ## Lint, types, layers and the fast tests.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" -n 2 tests
+
+sweep: $(STAMP)  ## All rounds of the kill sweep; the results go to benchmarks/results/.
+	$(BIN)/python -m tests.faults.sweep
+
+bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
+	$(BIN)/python -m benchmarks.cli_startup
+	$(BIN)/python -m benchmarks.training_overhead
+	$(BIN)/python -m benchmarks.digits
+
+install: $(STAMP)  ## The virtual environment alone.
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:  ## Remove the virtual environment and the caches; runs and artifacts stay.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

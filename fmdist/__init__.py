@@ -1,0 +1,21 @@
+"""fmdist: from one recipe file to a model that is trained, compressed, verified and served.
+
+The verbs are functions here, loaded when first used: ``fmdist.train("recipe.yaml")``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fmdist.stages import Recipe, compress, evaluate, load_recipe, predict, report, run, train
+
+__all__ = ["Recipe", "compress", "evaluate", "load_recipe", "predict", "report", "run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("fmdist.stages"), name)
+    message = f"module 'fmdist' has no attribute '{name}'"
+    raise AttributeError(message)

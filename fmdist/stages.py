@@ -1,7 +1,7 @@
 """The stages of a model's life: composes the recipe's schema from their sections, and is the Python API.
 
-Every verb of the command line is one function here. Each takes a recipe (a path, a mapping, or a `Recipe`) or the
-folder that an earlier verb left.
+Every verb of the command line is one function here. Each takes a recipe (a path, a mapping, or a `Recipe`) or
+the folder that an earlier verb left.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from fmdist import storage
+from fmdist import component, storage
 from fmdist.compression.config import CompressConfig
-from fmdist.errors import CheckpointError, DataError, UsageError
+from fmdist.errors import DataError, UsageError
 from fmdist.recipe import overrides as override
-from fmdist.recipe import reader
-from fmdist.recipe.parsing import parse
+from fmdist.recipe import parsing, reader
 from fmdist.recipe.resolved import to_plain
 from fmdist.recipe.schema import Plugin, SectionSpec
 from fmdist.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from fmdist.contracts import Context, Task
+    from torch import nn
+
+    from fmdist.contracts import Context, DataSpec, ModelBuilder, Task
     from fmdist.data.base import DataConfig
     from fmdist.data.splits import DataSplits, Split
     from fmdist.models.base import ModelConfig
@@ -44,7 +44,9 @@ SECTIONS: dict[str, SectionSpec] = {
         summary="Names the run's folder; by default the recipe's file name.",
     ),
     "seed": SectionSpec(
-        Annotated[int, Field(ge=0, lt=2**63)], default=0, summary="Keys the split, the weights and every draw."
+        Annotated[int, Field(ge=0, lt=2**63)],
+        default=0,
+        summary="Keys the split, the weights and every draw.",
     ),
     "data": SectionSpec(Plugin("data"), summary="What to learn from."),
     "model": SectionSpec(Plugin("models"), summary="The architecture; its sizes follow from the data."),
@@ -84,6 +86,8 @@ class Trained:
     """Of the best checkpoint on the test split."""
     baseline: Mapping[str, float]
     """Of the trivial predictor on the test split."""
+    primary: str
+    """Name of the metric that chose the checkpoint."""
     interval: tuple[float, float]
     """95% confidence interval of the primary metric."""
 
@@ -96,15 +100,11 @@ def load_recipe(source: Path | str | Mapping[str, Any] | Recipe, overrides: Sequ
         RecipeError: every mistake of the recipe at once.
         DependencyMissing: if only extras are missing.
     """
-    if isinstance(source, Recipe):
-        source = source.plain
-    if isinstance(source, Mapping):
-        raw = reader.Raw(dict(source), {})
-    else:
-        raw = reader.read(Path(source))
-        raw.values.setdefault("name", Path(source).stem)
-    raw = override.apply(raw, overrides)
-    return Recipe(**parse(raw.values, SECTIONS, raw.lines))
+    if isinstance(source, Path | str):
+        return Recipe(**parsing.load(Path(source), overrides, SECTIONS))
+    plain = source.plain if isinstance(source, Recipe) else source
+    raw = override.apply(reader.Raw(dict(plain), {}), overrides)
+    return Recipe(**parsing.parse(raw.values, SECTIONS, raw.lines))
 
 
 def train(
@@ -138,16 +138,17 @@ def train(
     folder = output or RUNS / loaded.name
     with runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task = _build_task(loaded, data)
+        task = _build_task(loaded.task, loaded.seed, data.spec, loaded.model)
         runs.begin(run, plain, _signature(task, data), data.record)
         progress = train_run(run, task, data, loaded.train, loaded.seed, context or Context(), profile)
-        saved = runs.load_best(folder, task, task.primary[1])
+        saved = runs.load_best(folder, task)
         record, outputs = score_split(
             task, data.test, "test", data.train.targets, loaded.train.evaluation_batch_size, loaded.seed
         )
         write_scores(folder / "evaluation", record, outputs, data.test)
         run.write("finished", runs.summary(progress, task) | {"best_step": saved.step})
-    return Trained(folder, record["metrics"], record["baseline"], tuple(record["interval"]))
+    low, high = record["interval"]
+    return Trained(folder, record["metrics"], record["baseline"], record["primary"], (low, high))
 
 
 def compress(
@@ -157,29 +158,27 @@ def compress(
     max_drop: float | None = None,
     output: Path | None = None,
 ) -> Path:
-    """Turn a run's best checkpoint into a verified artifact and return the artifact's folder.
+    """Turn a run's best checkpoint into a verified artifact with a report; return the artifact's folder.
 
     Args:
         run: the run's folder.
-        quantize: ``int8`` quantizes whatever the recipe says; None does what its ``compress`` section says.
+        quantize: ``int8`` adds the ``quantize`` pass if the recipe's ``compress`` section has none.
         max_drop: overrides the recipe's; in units of the primary metric.
         output: the artifact's folder, by default ``artifacts/<name of the run's folder>``.
 
     Raises:
         CompressionError: if a pass changed nothing, the artifact doesn't match, or the drop is too large.
     """
-    from fmdist import component
-
     component.require("compress", needed_by="fmdist compress")
-    from fmdist.compression.pipeline import compress as run_pipeline
+    from fmdist.compression.pipeline import compress as make_artifact
     from fmdist.compression.subject import Subject
-    from fmdist.reports import write
     from fmdist.training import run as runs
     from fmdist.training.checkpoint import weights_digest
 
     folder = Path(run)
+    config = compress_config(load_recipe(runs.recipe_path(folder)), quantize, max_drop)
     recipe, data, task = _open(folder)
-    saved = runs.load_best(folder, task, task.primary[1])
+    saved = runs.load_best(folder, task)
     subject = Subject(
         name=recipe.name,
         task=task,
@@ -190,9 +189,24 @@ def compress(
         fingerprint=weights_digest(task.roles()["model"]),
     )
     target = output or ARTIFACTS / folder.name
-    run_pipeline(subject, _compress_config(recipe, quantize, max_drop), target)
-    write(target)
+    make_artifact(subject, config, target)
+    report(target)
+    runs.note(folder, {"artifact": os.path.relpath(target, folder)})
     return target
+
+
+def compress_config(recipe: Recipe, quantize: str | None, max_drop: float | None) -> CompressConfig:
+    """Return a recipe's ``compress`` section with the command line's wishes in it."""
+    plain = recipe.plain.get("compress") or {"passes": []}
+    if quantize is not None:
+        if quantize != "int8":
+            raise UsageError(field="--quantize", problem="no such precision", value=quantize, allowed="int8")
+        if not any(item["kind"] == "quantize" for item in plain["passes"]):
+            plain["passes"] = [*plain["passes"], {"kind": "quantize"}]
+    if max_drop is not None:
+        plain["max_drop"] = max_drop
+    config: CompressConfig = parsing.parse({"compress": plain}, _only("compress"))["compress"]
+    return config
 
 
 def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvino") -> dict[str, Any]:
@@ -206,27 +220,101 @@ def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvin
     Raises:
         DataError: if the recipe's data is no longer what it was.
     """
-    from fmdist.training import run as runs
-    from fmdist.training.scoring import score_outputs, score_split
-
     if split not in SPLITS:
         raise UsageError(field="--split", problem="no such split", value=split, allowed=", ".join(SPLITS))
     folder = Path(target)
     if is_artifact(folder):
+        return _evaluate_artifact(folder, split, runtime)
+    from fmdist.training import run as runs
+    from fmdist.training.scoring import score_split
+
+    recipe, data, task = _open(folder)
+    runs.load_best(folder, task)
+    size = recipe.train.evaluation_batch_size
+    return score_split(task, _split(data, split), split, data.train.targets, size, recipe.seed)[0]
+
+
+def predict(
+    target: Path | str, inputs: Sequence[Path | str], *, runtime: str = "openvino"
+) -> list[dict[str, Any]]:
+    """Return an answer for every image, and for every row of a CSV or Parquet file.
+
+    Args:
+        target: the folder of a run or an artifact; an artifact needs only its runtime and its manifest.
+        inputs: files of the kind that the model was trained on.
+        runtime: ``openvino`` or ``onnxruntime``, for an artifact.
+
+    Returns:
+        For each: ``input``, and what `fmdist.tasks.decoding.decode` says.
+    """
+    from fmdist.data.inputs import read_inputs
+    from fmdist.data.preprocess import Preprocess
+    from fmdist.tasks.decoding import decode
+
+    folder, paths = Path(target), [Path(path) for path in inputs]
+    if is_artifact(folder):
         from fmdist.deployment.artifact import load
 
         artifact = load(folder, runtime=runtime)
-        recipe = load_recipe(artifact.manifest["recipe"])
-        data = recipe.data.build(recipe.seed)
-        _check_data(folder, artifact.manifest["data"], data.record)
-        task = _build_task(recipe, data)
-        part = _split(data, split)
-        outputs = artifact.dataset_outputs(part)
-        return score_outputs(task, part, split, data.train.targets, outputs, recipe.seed) | {"runtime": runtime}
-    recipe, data, task = _open(folder)
-    runs.load_best(folder, task, task.primary[1])
-    size = recipe.train.evaluation_batch_size
-    return score_split(task, _split(data, split), split, data.train.targets, size, recipe.seed)[0]
+        names, raw = read_inputs(paths, artifact.preprocess)
+        answers = artifact.predict(raw)
+    else:
+        from fmdist.contracts import DataSpec
+        from fmdist.training import run as runs
+        from fmdist.training.evaluation import run_model
+
+        recipe = load_recipe(runs.recipe_path(folder))
+        signature = storage.read_json(folder / runs.SIGNATURE)
+        names, raw = read_inputs(paths, preprocess := Preprocess.from_json(signature["preprocessing"]))
+        task = _build_task(recipe.task, recipe.seed, DataSpec.from_json(signature["spec"]), recipe.model)
+        runs.load_best(folder, task)
+        answers = decode(signature["decoding"], run_model(task, preprocess.input.name, preprocess(raw)))
+    return [{"input": name, **answer} for name, answer in zip(names, answers, strict=True)]
+
+
+def report(target: Path | str) -> Path:
+    """Write ``report.html`` into the folder of a run or an artifact and return its path."""
+    from fmdist.reports import write
+
+    return write(Path(target))
+
+
+@dataclass(frozen=True)
+class Life:
+    """What `run` leaves."""
+
+    folder: Path
+    artifact: Path | None
+    """None if the recipe has no ``compress`` section."""
+    report: Path
+
+
+def run(
+    recipe: Path | str | Mapping[str, Any] | Recipe,
+    *,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    profile: bool = False,
+) -> Life:
+    """Do every stage that a recipe has: train, compress and verify, report. Finished stages are not repeated.
+
+    Args:
+        recipe: a path, a mapping or a `Recipe`.
+        output: the run's folder, by default ``runs/<name>``; the artifact is ``artifacts/<its name>``.
+        overrides: such as ``train.lr=1e-3``.
+        profile: see `train`.
+    """
+    from fmdist.training import run as runs
+
+    loaded = load_recipe(recipe, overrides)
+    folder = output or RUNS / loaded.name
+    if runs.is_finished(folder, loaded.plain):
+        logger.info("%s is trained already", folder)
+        runs.update_recipe(folder, loaded.plain)
+    else:
+        train(loaded, output=folder, profile=profile)
+    artifact = None if loaded.compress is None else compress(folder)
+    return Life(folder, artifact, report(folder))
 
 
 def is_artifact(folder: Path) -> bool:
@@ -234,12 +322,42 @@ def is_artifact(folder: Path) -> bool:
     return (folder / storage.MANIFEST).is_file()
 
 
-def _build_task(recipe: Recipe, data: DataSplits) -> Task:
+def _only(*names: str) -> dict[str, SectionSpec]:
+    return {name: SECTIONS[name] for name in names}
+
+
+class _NoModel:
+    """Stands where a task wants a model: an artifact is scored without any model's code."""
+
+    def build(self, spec: DataSpec, outputs: int) -> nn.Module:
+        from torch import nn
+
+        return nn.Identity()
+
+
+def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]:
+    from fmdist.deployment.artifact import load
+    from fmdist.training.scoring import gather, score_outputs
+
+    artifact = load(folder, runtime=runtime)
+    was = artifact.manifest["recipe"]
+    sections = _only("seed", "data", "task")
+    parsed = parsing.parse({name: was[name] for name in sections}, sections)
+    data = parsed["data"].build(parsed["seed"])
+    _check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data)
+    task = _build_task(parsed["task"], parsed["seed"], data.spec, _NoModel())
+    part = _split(data, split)
+    outputs = gather(part, artifact.outputs)
+    scores = score_outputs(task, part, split, data.train.targets, outputs, parsed["seed"])
+    return {**scores, "runtime": runtime, "variant": artifact.variant}
+
+
+def _build_task(config: TaskConfig, seed: int, spec: DataSpec, model: ModelBuilder) -> Task:
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return recipe.task.build(data.spec, recipe.model)
+        torch.manual_seed(seed)
+        return config.build(spec, model)
 
 
 def _signature(task: Task, data: DataSplits) -> dict[str, Any]:
@@ -254,15 +372,15 @@ def _open(folder: Path) -> tuple[Recipe, DataSplits, Task]:
     """Return a run's recipe, its data as it was, and its task in the initial state."""
     from fmdist.training import run as runs
 
-    runs.read_run(folder)
-    recipe = load_recipe(folder / runs.RECIPE)
+    recipe = load_recipe(runs.recipe_path(folder))
     data = recipe.data.build(recipe.seed)
-    _check_data(folder, storage.read_json(folder / "data.json"), data.record)
-    return recipe, data, _build_task(recipe, data)
+    _check_data(folder, storage.read_json(folder / runs.DATA)["sha256"], data)
+    return recipe, data, _build_task(recipe.task, recipe.seed, data.spec, recipe.model)
 
 
-def _check_data(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if changed := [name for name in SPLITS if was["sha256"][name] != now["sha256"][name]]:
+def _check_data(folder: Path, was: Mapping[str, str], data: DataSplits) -> None:
+    now = data.record["sha256"]
+    if changed := [name for name in SPLITS if was[name] != now[name]]:
         raise DataError(
             field=str(folder),
             problem=f"the data has changed since training: another {' and '.join(changed)} split",

@@ -13,6 +13,8 @@ import typer
 
 from fmdist.cli.frame import Answer
 
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs would be written.")]
+
 CORE = ("torch", "accelerate", "pydantic", "typer", "numpy", "safetensors", "torchmetrics", "scikit-learn")
 """Distributions without which nothing trains."""
 
@@ -22,11 +24,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 MIN_FREE_BYTES = 1_000_000_000
 
 
-def doctor(
-    folder: Annotated[
-        Path, typer.Option("--runs", metavar="DIR", help="Where runs would be written.")
-    ] = Path("runs"),
-) -> Answer:
+def doctor(folder: Runs = Path("runs")) -> Answer:
     """Show versions, devices, compilers, extras, memory and disk; exit 1 if the core is broken."""
     from fmdist import console
 

@@ -10,16 +10,18 @@ import typer
 from fmdist.cli.frame import Answer
 
 Target = Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write; never overwritten.")]
-Kind = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list`.")]
+Model = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list models`.")]
+Task = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list tasks`.")]
+Data = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list data`.")]
 
 
 def init(
     file: Target = Path("recipe.yaml"),
-    model: Kind = "cnn",
-    task: Kind = "classification",
-    data: Kind = "digits",
+    model: Model = "cnn",
+    task: Task = "classification",
+    data: Data = "digits",
 ) -> Answer:
-    """Write a recipe with every field, its default and what it means."""
+    """Write a commented recipe with every field, its default and what it means."""
     from fmdist import component, stages, storage
     from fmdist.errors import UsageError
     from fmdist.recipe import editor, parsing, reader

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
-
 import typer
 
-from fmdist.cli.frame import Answer
+from fmdist.cli.frame import Answer, Verb
+
+app = typer.Typer(help="List what a recipe's `kind` can be, and what each needs.", rich_markup_mode=None)
 
 
-class Group(StrEnum):
-    """What can be listed; the groups of `fmdist.component`."""
-
-    models = "models"
-    tasks = "tasks"
-    data = "data"
-    passes = "passes"
+@app.command(cls=Verb)
+def models() -> Answer:
+    """List the model families."""
+    return _list("models")
 
 
-def list_kinds(
-    group: Annotated[Group, typer.Argument(help="What to list.", show_default=False)],
-) -> Answer:
-    """List the kinds of models, tasks, data or compression passes, and what each needs."""
+@app.command(cls=Verb)
+def tasks() -> Answer:
+    """List what can be learned."""
+    return _list("tasks")
+
+
+@app.command(cls=Verb)
+def data() -> Answer:
+    """List the kinds of data sets."""
+    return _list("data")
+
+
+@app.command(cls=Verb)
+def passes() -> Answer:
+    """List the compression passes."""
+    return _list("passes")
+
+
+def _list(group: str) -> Answer:
     from fmdist import component, console
 
     rows, data = [], []
-    for kind in component.kinds(group.value).values():
+    for kind in component.kinds(group).values():
         missing = [extra for extra in kind.requires if component.missing(extra)]
         needs = [f"{extra} (missing)" if extra in missing else extra for extra in kind.requires]
         rows.append([kind.name, ", ".join(needs), kind.summary])

@@ -8,13 +8,34 @@ from typing import Any
 
 import typer
 
-from fmdist.cli import doctor, failures, frame, init, listing, runs, schema, show, validate
+from fmdist.cli import (
+    compress,
+    doctor,
+    evaluate,
+    failures,
+    init,
+    listing,
+    predict,
+    report,
+    run,
+    runs,
+    schema,
+    show,
+    train,
+    validate,
+)
+from fmdist.cli.frame import Answer, Verb
 
-VERBS: dict[str, Callable[..., frame.Answer]] = {
+VERBS: dict[str, Callable[..., Answer]] = {
+    "run": run.run,
+    "train": train.train,
+    "compress": compress.compress,
+    "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
+    "report": report.report,
+    "init": init.init,
     "validate": validate.validate,
     "show": show.show,
-    "init": init.init,
-    "list": listing.list_kinds,
     "schema": schema.schema,
     "runs": runs.runs,
     "doctor": doctor.doctor,
@@ -25,18 +46,20 @@ app = typer.Typer(
     name="fmdist",
     help="From one recipe to a model that is trained, compressed and verified.",
     pretty_exceptions_enable=False,
-    # Rich's help would cost each start as much as everything else together.
+    # Rich's help, and the types of the completion options, would each double the time of a light verb.
     rich_markup_mode=None,
+    add_completion=False,
 )
 for _name, _function in VERBS.items():
-    app.command(_name, cls=frame.Verb)(_function)
+    app.command(_name, cls=Verb)(_function)
+app.add_typer(listing.app, name="list")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 if done, 1 if it failed, 2 for the user's mistake, 130/143 if stopped."""
+    """Run the command line; return 0 (done), 1 (failed), 2 (the user's mistake) or 130/143 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
 
-    def run() -> Any:
+    def call() -> Any:
         return app(words, prog_name="fmdist", standalone_mode=False)
 
-    return failures.guard(run, words)
+    return failures.guard(call, words)

@@ -18,7 +18,7 @@ Two = Annotated[
 
 
 def runs(folder: Folder = Path("runs"), compare: Two = None) -> Answer:
-    """List runs with their state and primary metric, or compare the recipes and metrics of two."""
+    """List runs with their state and score, or compare the recipes and metrics of two."""
     return _compare(folder, *compare) if compare else _list(folder)
 
 

@@ -15,7 +15,10 @@ Output = Annotated[
 
 
 def schema(output: Output = None) -> Answer:
-    """Print the JSON schema of recipes; kinds whose extra is missing are in it by name only."""
+    """Print the JSON schema with which editors complete recipes.
+
+    Kinds whose extra is not installed are in it by name only.
+    """
     import json
 
     from fmdist import stages, storage

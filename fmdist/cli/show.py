@@ -6,9 +6,9 @@ from fmdist.cli.frame import Answer, Overrides, RecipePath
 
 
 def show(recipe: RecipePath, overrides: Overrides = None) -> Answer:
-    """Print a recipe with everything spelled out: extended recipes, overrides and defaults."""
+    """Print a recipe with extensions, overrides and defaults spelled out."""
     from fmdist import stages
-    from fmdist.recipe import parsing, resolved
+    from fmdist.recipe import resolved
 
-    plain = resolved.to_plain(parsing.load(recipe, overrides or [], stages.SECTIONS))
+    plain = stages.load_recipe(recipe, overrides or []).plain
     return Answer(plain, resolved.to_yaml(plain).rstrip("\n"))

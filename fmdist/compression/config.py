@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fmdist.compression.passes.base import PassConfig
 from fmdist.recipe.schema import Plugin, Section
@@ -38,3 +38,20 @@ class CompressConfig(Section):
     """For which runtimes to write models."""
     benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
     """How speed is measured."""
+
+    @field_validator("passes")
+    @classmethod
+    def _each_once(cls, passes: tuple[PassConfig, ...]) -> tuple[PassConfig, ...]:
+        kinds = [settings.kind() for settings in passes]
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            message = f"a pass may stand here once; remove the second {', '.join(sorted(twice))}"
+            raise ValueError(message)
+        return passes
+
+    @field_validator("runtimes")
+    @classmethod
+    def _each_runtime_once(cls, runtimes: tuple[Runtime, ...]) -> tuple[Runtime, ...]:
+        if len(set(runtimes)) != len(runtimes):
+            message = "name each runtime once"
+            raise ValueError(message)
+        return runtimes

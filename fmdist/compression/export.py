@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fmdist.contracts import ExportSpec
+from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
 
 
@@ -32,8 +33,7 @@ def export_openvino(spec: ExportSpec, file: Path) -> None:
     Raises:
         CompressionError: if OpenVINO can't convert the module.
     """
-    import openvino
-
+    openvino = load_openvino()
     module = frozen(spec.module)
     example = spec.example_inputs(spec.probe_batches[0])
     with _exporting("openvino"):

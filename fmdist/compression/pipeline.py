@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from fmdist import component, storage
 from fmdist.compression import benchmark, verification
 from fmdist.compression.config import CompressConfig
-from fmdist.compression.environment import versions
+from fmdist.compression.environment import hardware, versions
 from fmdist.compression.export import export_onnx, export_openvino, frozen
 from fmdist.compression.manifest import Records, assemble, describe
 from fmdist.compression.passes.base import PassConfig, Workbench
@@ -165,6 +165,7 @@ def _verify(subject: Subject, stages: Stages) -> Done:
         "models": [done.files for done in stages.done],
         "data": subject.splits.record,
         "probes": subject.export.probe_batches,
+        "hardware": hardware(),
         "metric": subject.task.primary,
     }
     return stages.run("verify", inputs, work)
@@ -178,6 +179,8 @@ def _benchmark(subject: Subject, config: CompressConfig, stages: Stages) -> Done
     inputs = {
         "models": [done.files for done in stages.done],
         "config": config.benchmark.model_dump(mode="json"),
+        # Figures of another machine are no figures of this one.
+        "hardware": hardware(),
     }
     return stages.run("benchmark", inputs, work)
 

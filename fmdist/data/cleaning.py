@@ -24,12 +24,13 @@ def check_targets(raw: RawData) -> None:
     """Check that there is something to learn.
 
     Raises:
-        DataError: if there are no rows, fewer than two classes, or a class out of range.
+        DataError: if there are no rows, fewer than two classes, a class out of range, or a target not finite.
     """
     if len(raw.values) == 0:
-        reasons = f"; the first of {len(raw.bad)} bad records: {raw.bad[0].source}: {raw.bad[0].reason}"
-        raise DataError(field="data", problem="no usable rows" + (reasons if raw.bad else ""))
+        raise DataError(field="data", problem="the data set is empty", fix="check where it is read from")
     if raw.target.kind != "class":
+        if len(unknown := np.flatnonzero(~np.isfinite(raw.targets).all(axis=1))):
+            raise DataError(field=raw.sources[unknown[0]], problem="a target that is not a finite number")
         return
     outside = np.flatnonzero((raw.targets < 0) | (raw.targets >= len(raw.target.names)))
     if len(outside):

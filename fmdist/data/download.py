@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +52,9 @@ def _download(dataset: str, root: Path) -> None:
     import torchvision
 
     try:
-        getattr(torchvision.datasets, dataset)(str(root), download=True)
+        # torchvision prints its progress, and standard output may be somebody's JSON
+        with contextlib.redirect_stdout(sys.stderr):
+            getattr(torchvision.datasets, dataset)(str(root), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             field="data.download",

@@ -115,10 +115,10 @@ class Config(DataConfig):
                 fix="list it under data.drop",
             )
         if len(found) > self.max_categories:
-            cell = next(texts[row] for row in np.flatnonzero(file.numbers(name)[1]))
+            no_number = file.numbers(name)[1]
             raise DataError(
                 field=str(file.path),
-                problem=f"column '{name}' has {len(found)} categories; '{cell}' is not a number",
+                problem=f"column '{name}' has {len(found)} categories, such as '{texts[no_number.argmax()]}'",
                 allowed=f"at most {self.max_categories}, data.max_categories",
                 fix="list the column under data.drop or data.numeric, or raise data.max_categories",
             )

@@ -5,11 +5,13 @@ Shapes: B batch, K outputs.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import ModuleType
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,12 +99,20 @@ def check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
         )
 
 
+def load_openvino() -> Any:
+    """Import OpenVINO without its telemetry: what people run and compress here is nobody else's business."""
+    # OpenVINO and NNCF do without a package that can't be imported, and this makes it so.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    import openvino
+
+    return openvino
+
+
 class OpenVinoSession:
     """A compiled OpenVINO model."""
 
     def __init__(self, file: Path, precision: str, threads: int | None) -> None:
-        import openvino
-
+        openvino = load_openvino()
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if precision == "f32":
             options["INFERENCE_PRECISION_HINT"] = "f32"

@@ -59,12 +59,15 @@ def commented(sections: Mapping[str, SectionSpec], chosen: Mapping[str, Any]) ->
     for name, spec in sections.items():
         value = chosen.get(name, spec.default)
         lines = list(_section(name, spec, value))
-        text += ["", *(lines if name in chosen or value is not None else _commented_out(lines))]
+        text += [
+            "",
+            *_comment(spec.summary or _summary(spec.holds)),
+            *(lines if name in chosen or value is not None else _commented_out(lines)),
+        ]
     return "\n".join(line.rstrip() for line in text[1:]) + "\n"
 
 
 def _section(name: str, spec: SectionSpec, value: Any) -> Iterator[str]:
-    yield from _comment(spec.summary)
     model: type[BaseModel] | None = None
     if isinstance(spec.holds, Plugin):
         model = spec.holds.config_class(value)
@@ -72,8 +75,6 @@ def _section(name: str, spec: SectionSpec, value: Any) -> Iterator[str]:
         yield from _indented([*_comment(_summary(model)), f"kind: {value['kind']}"])
     elif isinstance(spec.holds, type) and issubclass(spec.holds, BaseModel):
         model = spec.holds
-        if not spec.summary:
-            yield from _comment(_summary(model))
         yield f"{name}:"
     if model is None:
         yield f"{name}: {_scalar(_placeholder(spec.holds) if value is UNSET else value)}"
@@ -112,8 +113,10 @@ def _placeholder(annotation: Any) -> Any:
     return [] if get_origin(annotation) in (tuple, list) else inner[0] if inner else {}
 
 
-def _summary(model: type[BaseModel]) -> str:
-    return inspect.cleandoc(model.__doc__ or "").split("\n\n")[0]
+def _summary(holds: Any) -> str:
+    """Return the first paragraph of a section class's docstring."""
+    is_section = isinstance(holds, type) and issubclass(holds, BaseModel)
+    return inspect.cleandoc(holds.__doc__ or "").split("\n\n")[0] if is_section else ""
 
 
 def _scalar(value: Any) -> str:

@@ -52,8 +52,8 @@ def page(folder: Path) -> Page:
         Section("Before and after", (_verdict(manifest), _results(manifest), Figures(_bars(rows)))),
         Section("Parity", _parity(manifest["parity"])),
         *(_pass(record, manifest) for record in manifest["passes"]),
-        Section("Stages", (_stages(manifest["stages"]),)),
         Section("Signature", _signature(manifest)),
+        Section("Stages", (_stages(manifest["stages"]),)),
         Section("How it was measured", (facts(_conditions(manifest)),)),
         Section("Recipe", (Code(yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True)),)),
         Section("Environment", (facts({name: manifest[name] for name in ("versions", "hardware")}),)),
@@ -119,7 +119,8 @@ def _verdict(manifest: Record) -> Note:
     if worst["drop"] > allowed:
         text = f"{_label(worst)} loses {number(worst['drop'])} {primary} {tested}. "
         return Note(text + "The limit is enforced on the validation split, not here.", "warning")
-    return Note(f"No model loses more than {number(max(worst['drop'], 0.0))} {primary} {tested}.", "good")
+    lost = f"more than {number(worst['drop'])}" if worst["drop"] > 0 else "any"
+    return Note(f"No model loses {lost} {primary} {tested}.", "good")
 
 
 def _results(manifest: Record) -> Table:

@@ -47,6 +47,8 @@ class Evaluation:
     """``outputs`` (N, K), ``target`` (N,) or (N, K), ``index`` (N,)."""
     examples: dict[str, NDArray[Any]] | None
     """``image`` (M, C, H, W) uint8 and ``index`` (M,), positions in the split."""
+    threshold: float
+    """For labels: the probability from which one is given."""
 
     @property
     def kind(self) -> str:
@@ -59,16 +61,23 @@ class Evaluation:
         return tuple(str(name) for name in self.record["target"]["names"])
 
 
-def read(folder: Path) -> Evaluation | None:
-    """Return what ``folder`` (a run's ``evaluation/``) holds, or None.
+def read(run: Path) -> Evaluation | None:
+    """Return what a run's ``evaluation/`` holds, or None.
 
     Raises:
         CheckpointError: if a file is broken or the outputs don't fit the target's names.
     """
+    folder = run / "evaluation"
     record = files.mapping(folder / "test.json")
     if record is None:
         return None
-    evaluation = Evaluation(record, files.arrays(folder / "test.npz"), files.arrays(folder / "examples.npz"))
+    signature = files.mapping(run / "signature.json") or {"decoding": {}}
+    evaluation = Evaluation(
+        record,
+        files.arrays(folder / "test.npz"),
+        files.arrays(folder / "examples.npz"),
+        signature["decoding"].get("threshold", 0.5),
+    )
     if evaluation.arrays is not None:
         _check(folder, evaluation, evaluation.arrays)
     return evaluation
@@ -157,8 +166,7 @@ def _decisions(evaluation: Evaluation) -> tuple[NDArray[np.bool_], NDArray[np.bo
     assert evaluation.arrays is not None
     outputs, target = evaluation.arrays["outputs"], evaluation.arrays["target"]
     if evaluation.kind == "labels":
-        threshold = evaluation.record["target"].get("threshold", 0.5)
-        return sigmoid(outputs) >= threshold, target > 0.5
+        return sigmoid(outputs) >= evaluation.threshold, target > 0.5
     every = np.arange(len(evaluation.names))
     return outputs.argmax(axis=1)[:, None] == every, target[:, None] == every
 
@@ -185,8 +193,8 @@ def _confusion(names: tuple[str, ...], outputs: NDArray[Any], target: NDArray[An
     wrong = int((predicted != target).sum())
     certainty = float(softmax(outputs).max(axis=1).mean())
     summary = Note(
-        f"{wrong:,} of {len(target):,} test samples are classified wrong. The predicted class has a "
-        f"mean probability of {certainty:.4f}; {1 - wrong / len(target):.4f} of the predictions are right."
+        f"Classified wrong: {wrong:,} of {len(target):,} test samples. The predicted class has a mean "
+        f"probability of {certainty:.4f}; {1 - wrong / len(target):.4f} of the predictions are right."
     )
     if classes <= MATRIX_CLASSES:
         return [summary, _matrix(names, counts)]
@@ -264,30 +272,44 @@ def _score(value: float) -> str:
 
 
 def _residuals(names: tuple[str, ...], outputs: NDArray[Any], target: NDArray[Any]) -> list[Block]:
-    target = target.reshape(outputs.shape)
-    shown = np.unique(np.linspace(0, len(outputs) - 1, SCATTER_POINTS).astype(int))
-    drawn = []
-    for k, name in enumerate(names[:TARGETS_DRAWN]):
-        residual = outputs[:, k] - target[:, k]
-        sampled = (
-            "" if len(shown) == len(outputs) else f" {len(shown):,} of {len(outputs):,} samples are drawn."
+    every, true = outputs.astype(np.float64), target.reshape(outputs.shape).astype(np.float64)
+    finite = np.isfinite(every).all(axis=1)
+    predicted, true = every[finite], true[finite]
+    blocks: list[Block] = []
+    if not finite.all():
+        text = (
+            f"{int((~finite).sum()):,} of {len(every):,} predictions are not finite; they are left out here."
         )
-        drawn.append(
-            Figure(
-                f"{name}: predicted and true",
-                plots.scatter(target[shown, k], outputs[shown, k]),
-                f"Each point is a test sample; on the dotted line the prediction is exact.{sampled}",
-            )
-        )
-        drawn.append(
-            Figure(
-                f"{name}: residuals",
-                plots.histogram(residual, "predicted minus true"),
-                f"Mean {number(float(residual.mean()))} (bias), standard deviation "
-                f"{number(float(residual.std()))}; the target's own is {number(float(target[:, k].std()))}.",
-            )
-        )
-    blocks: list[Block] = [Figures(tuple(drawn))]
+        blocks.append(Note(text, "warning"))
+    if finite.any():
+        drawn = [
+            figure
+            for k, name in enumerate(names[:TARGETS_DRAWN])
+            for figure in _residual_figures(name, predicted[:, k], true[:, k])
+        ]
+        blocks.append(Figures(tuple(drawn)))
     if len(names) > TARGETS_DRAWN:
         blocks.append(Note(f"The first {TARGETS_DRAWN} of {len(names):,} targets are drawn."))
     return blocks
+
+
+def _residual_figures(
+    name: str, predicted: NDArray[np.float64], true: NDArray[np.float64]
+) -> tuple[Figure, Figure]:
+    size = len(true)
+    shown = np.unique(np.linspace(0, size - 1, SCATTER_POINTS).astype(int))
+    residual = predicted - true
+    sampled = "" if len(shown) == size else f" {len(shown):,} of {size:,} samples are drawn."
+    return (
+        Figure(
+            f"{name}: predicted and true",
+            plots.scatter(true[shown], predicted[shown]),
+            f"Each point is a test sample; on the dotted line the prediction is exact.{sampled}",
+        ),
+        Figure(
+            f"{name}: residuals",
+            plots.histogram(residual, "predicted minus true"),
+            f"Mean {number(float(residual.mean()))} (bias), standard deviation "
+            f"{number(float(residual.std()))}; the target's own is {number(float(true.std()))}.",
+        ),
+    )

@@ -27,7 +27,7 @@ def gallery(
     truth_MK: NDArray[np.bool_],
     confidence_M: NDArray[np.float64],
 ) -> list[Block]:
-    """Return the mistakes, the most confident first, and right answers in the split's order."""
+    """Return the mistakes, the most confident first, and some of the right answers."""
 
     def example(i: int) -> Example:
         truth = "" if right[i] else f"true: {_spell(names, truth_MK[i])} · "
@@ -45,8 +45,12 @@ def gallery(
     else:
         blocks.append(Note(f"None of the {len(right):,} kept test images is classified wrong."))
     if right.any():
-        items = tuple(example(i) for i in np.flatnonzero(right)[:SHOWN].tolist())
-        blocks.append(Gallery("Right", items, "The first ones of the test split, not selected."))
+        correct = np.flatnonzero(right)
+        spread = np.unique(np.linspace(0, len(correct) - 1, SHOWN).astype(int))
+        caption = (
+            f"{len(spread)} of {len(correct):,} right answers among the kept images, evenly drawn from them."
+        )
+        blocks.append(Gallery("Right", tuple(example(i) for i in correct[spread].tolist()), caption))
     return blocks
 
 

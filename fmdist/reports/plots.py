@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ def curves(
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
+        elif len(values) and values.min() == values.max() > 0:
+            # Matplotlib would zoom into a constant until it looks like noise.
+            axes.set_ylim(0, 2 * values.max())
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if len(lines) > 1:
             axes.legend(loc="best")
@@ -103,13 +107,20 @@ def scatter(true: NDArray[np.floating], predicted: NDArray[np.floating]) -> str:
 
 
 def histogram(values: NDArray[np.floating], x_label: str) -> str:
-    """Return how often each range of ``values`` (N,) occurs, with a dotted line at zero."""
+    """Return how often each range of the finite ``values`` (N,) occurs, with a dotted line at zero."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(x_label, "samples")
-        axes.hist(values, bins=min(40, max(8, round(len(values) ** 0.5))), color=FIRST, alpha=0.8)
+        # Bins need some width even where all the values are the same.
+        margin = 1e-6 * max(float(np.abs(values).max()), 1e-6)
+        bins = np.linspace(values.min() - margin, values.max() + margin, _bins(len(values)) + 1)
+        axes.hist(values, bins=bins.tolist(), color=FIRST, alpha=0.8)
         axes.axvline(0, color=INK, linewidth=1, linestyle=":")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(figure)
+
+
+def _bins(samples: int) -> int:
+    return min(40, max(8, math.isqrt(samples)))
 
 
 def bars(items: Sequence[Bar], x_label: str) -> str:

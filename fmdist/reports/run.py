@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ def page(folder: Path) -> Page:
     """
     run = storage.read_json(folder / RECORD)
     history = files.lines(folder / "metrics.jsonl")
-    found = evaluation.read(folder / "evaluation")
+    found = evaluation.read(folder)
     primary = run.get("primary") or {}
-    sections = [Section("Training", _curves(history, primary))]
+    best = _at_step(history, run.get("best_step"))
+    sections = [Section("Training", _curves(history, primary, best))]
     if found is not None:
-        sections += evaluation.sections(found, run.get("metrics") or {})
+        sections += evaluation.sections(found, best)
     sections += _artifact(folder, run)
     if data := files.mapping(folder / "data.json"):
         sections.append(Section("Data", (facts(data),)))
@@ -54,7 +55,7 @@ def page(folder: Path) -> Page:
         name=str(run["name"]),
         status=str(run.get("status", "")),
         subtitle=_subtitle(run),
-        tiles=tuple(_tiles(run, primary, found)),
+        tiles=tuple(_tiles(run, primary, found, history)),
         sections=tuple(sections),
     )
 
@@ -65,7 +66,12 @@ def _subtitle(run: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _tiles(run: dict[str, Any], primary: dict[str, Any], found: evaluation.Evaluation | None) -> list[Tile]:
+def _tiles(
+    run: dict[str, Any],
+    primary: dict[str, Any],
+    found: evaluation.Evaluation | None,
+    history: Sequence[dict[str, Any]],
+) -> list[Tile]:
     tiles = []
     if found is not None:
         record, name = found.record, found.record["primary"]
@@ -75,25 +81,29 @@ def _tiles(run: dict[str, Any], primary: dict[str, Any], found: evaluation.Evalu
         if baseline is not None:
             tiles.append(Tile(f"baseline {words(name)}", number(baseline), "trivial predictor"))
     if primary.get("value") is not None:
+        step = f", step {run['best_step']:,}" if run.get("best_step") is not None else ""
         tiles.append(
-            Tile(f"validation {words(primary['name'])}", number(primary["value"]), "best checkpoint")
+            Tile(f"validation {words(primary['name'])}", number(primary["value"]), "best checkpoint" + step)
         )
     if run.get("epoch") is not None:
         steps = f"{run['step']:,} steps" if run.get("step") is not None else ""
+        steps += ", stopped early" if run.get("stopped_early") else ""
         tiles.append(Tile("epochs", number(run["epoch"]), steps))
     if run.get("seconds") is not None:
-        tiles.append(Tile("training time", duration(run["seconds"])))
+        rates = [line["samples_per_s"] for line in history if line.get("samples_per_s") is not None]
+        rate = f"{statistics.median(rates):,.0f} samples per second" if rates else ""
+        tiles.append(Tile("training time", duration(run["seconds"]), rate))
     return tiles
 
 
-def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple[Figures, ...]:
+def _curves(
+    history: Sequence[dict[str, Any]], primary: dict[str, Any], best: dict[str, float]
+) -> tuple[Figures, ...]:
     epochs = {line["epoch"] for line in history if "epoch" in line}
     axis = "epoch" if len(epochs) > 1 else "step"
-    name, mode = primary.get("name", "loss"), primary.get("mode", "min")
+    name = primary.get("name", "loss")
     score = _series(history, "validation", name, axis)
-    finite = [(y, x) for x, y in zip(score.x, score.y, strict=True) if math.isfinite(y)]
-    best = max if mode == "max" else min
-    mark = best(finite, key=lambda point: point[0])[1] if finite else None
+    mark = best.get(axis)
     drawn = []
     # A task of several phases has a training loss for each of its roles.
     names = dict.fromkeys(name for line in history for name in line if name.split("_")[0] == "loss")
@@ -102,8 +112,10 @@ def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple
         caption = "Training loss is a mean over steps, with the recipe's augmentation and dropout on; "
         caption += "validation loss is measured between them, with both off."
         drawn.append(Figure(f"Loss by {axis}", plots.curves(losses, axis, "loss", mark, log=True), caption))
-    if mark is not None and name != "loss":
-        caption = f"On the validation split. The dotted line is the best value, at {axis} {mark:g}."
+    if score.y and name != "loss":
+        caption = "On the validation split."
+        if mark is not None:
+            caption += f" The dotted line is the checkpoint that was kept as the best, at {axis} {mark:g}."
         drawn.append(
             Figure(f"Validation {words(name)}", plots.curves([score], axis, words(name), mark), caption)
         )
@@ -115,6 +127,12 @@ def _curves(history: Sequence[dict[str, Any]], primary: dict[str, Any]) -> tuple
             )
         )
     return (Figures(tuple(drawn)),) if drawn else ()
+
+
+def _at_step(history: Sequence[dict[str, Any]], step: int | None) -> dict[str, float]:
+    """Return the validation record of a step; `run.json` itself holds the last one, not the best."""
+    found = [line for line in history if line["split"] == "validation" and line["step"] == step]
+    return found[-1] if found else {}
 
 
 def _series(history: Sequence[dict[str, Any]], split: str, name: str, axis: str) -> plots.Line:

@@ -14,6 +14,9 @@ from fmdist.contracts import Dataset, Roles, Task
 from fmdist.data.loader import evaluation_loader
 from fmdist.training.signals import StopRequest
 
+ROWS = 256
+"""Rows per forward when predicting."""
+
 RESAMPLES = 200
 """Bootstrap resamples of a confidence interval."""
 
@@ -50,6 +53,16 @@ def evaluate(
     finally:
         _restore(roles, modes)
     return as_floats(metrics.compute()), torch.cat(outputs).numpy()
+
+
+def run_model(task: Task, name: str, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the outputs (N, K) for preprocessed rows of the input called ``name``, in evaluation mode."""
+    with torch.inference_mode():
+        parts = [
+            task.outputs(task.roles(), {name: torch.from_numpy(inputs[start : start + ROWS])})
+            for start in range(0, len(inputs), ROWS)
+        ]
+    return torch.cat(parts).numpy()
 
 
 def score(task: Task, outputs: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:

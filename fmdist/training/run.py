@@ -40,6 +40,7 @@ FORMAT = 1
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
 SIGNATURE = "signature.json"
+DATA = "data.json"
 CHECKPOINTS = "checkpoints"
 
 _OWN = frozenset({".lock", "quarantine.jsonl"})
@@ -102,7 +103,7 @@ def begin(
     """Write what stands before the first step: from here on the folder is a run."""
     storage.write_text(run.path / RECIPE, to_yaml(recipe))
     storage.write_json(run.path / SIGNATURE, signature)
-    storage.write_json(run.path / "data.json", data)
+    storage.write_json(run.path / DATA, data)
     run.write("running", {})
 
 
@@ -147,14 +148,41 @@ def read_run(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def load_best(path: Path, task: Task, mode: str) -> Saved:
+def recipe_path(path: Path) -> Path:
+    """Return where a run's resolved recipe stands, after checking that there is a run."""
+    read_run(path)
+    return path / RECIPE
+
+
+def is_finished(path: Path, recipe: Mapping[str, Any]) -> bool:
+    """Return whether ``path`` holds a finished run of this very recipe, whatever it says of later stages."""
+    if not (path / RECORD).exists():
+        return False
+    record, old = read_run(path), read(path / RECIPE).values
+    longer = recipe["train"]["epochs"] > old["train"]["epochs"]
+    return record["status"] == "finished" and not longer and not differences(old, recipe)
+
+
+def update_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Let a finished run's recipe say what its later stages are to do."""
+    with storage.lock(path):
+        storage.write_text(path / RECIPE, to_yaml(recipe))
+
+
+def note(path: Path, values: Mapping[str, Any]) -> None:
+    """Add values to a run's record."""
+    with storage.lock(path):
+        storage.write_json(path / RECORD, {**read_run(path), **values})
+
+
+def load_best(path: Path, task: Task) -> Saved:
     """Load the weights of a run's best checkpoint (their moving average, if there is one) into ``task``.
 
     Raises:
         CheckpointError: if there is no whole checkpoint with a score, or it is another model's.
     """
     read_run(path)
-    store = CheckpointStore(path / CHECKPOINTS, mode, CheckpointConfig())
+    store = CheckpointStore(path / CHECKPOINTS, task.primary[1], CheckpointConfig())
     saved = store.best()
     if saved is None:
         raise CheckpointError(
@@ -215,7 +243,7 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
             allowed=f"on resume only train.{', train.'.join(sorted(RESUMABLE))} and compress may change",
             fix="give another directory with -o, or another name",
         )
-    goes_on = recipe["train"]["epochs"] > record.get("epoch", 0) and not record.get("stopped_early")
+    goes_on = recipe["train"]["epochs"] > old["train"]["epochs"] and not record.get("stopped_early")
     if record["status"] == "finished" and not goes_on:
         raise CheckpointError(
             field=str(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from fmdist import storage
 from fmdist.contracts import Task
+from fmdist.data.loader import evaluation_loader
 from fmdist.data.splits import Split
 from fmdist.tasks.decoding import softmax
-from fmdist.training.evaluation import confidence_interval, evaluate, score
+from fmdist.training.evaluation import ROWS, confidence_interval, evaluate, score
 
 EXAMPLES = 24
 """Examples kept of each sort: the largest errors, and others spread over the rest."""
@@ -48,6 +50,17 @@ def score_outputs(
         "baseline": score(task, task.baseline(train_targets, len(split)), split.targets),
         "target": {"kind": task.spec.target.kind, "names": list(task.spec.target.names)},
     }
+
+
+def gather(
+    split: Split, outputs_of: Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Return the outputs (N, K) of a function of named, preprocessed inputs over a whole split."""
+    parts = []
+    for batch in evaluation_loader(split, ROWS):
+        inputs = {name: value.numpy() for name, value in batch.items() if name not in ("target", "index")}
+        parts.append(outputs_of(inputs))
+    return np.concatenate(parts)
 
 
 def write_scores(folder: Path, record: dict[str, Any], outputs: NDArray[np.float32], split: Split) -> None:

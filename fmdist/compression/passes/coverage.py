@@ -11,6 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmdist.deployment.runtime import load_openvino
+
 _OPENVINO = {
     "Convolution",
     "GroupConvolution",
@@ -41,9 +43,7 @@ class Layer(NamedTuple):
 
 def openvino_layers(file: Path) -> list[Layer]:
     """Return the layers of an OpenVINO IR that have weights."""
-    import openvino
-
-    model = openvino.Core().read_model(str(file))
+    model = load_openvino().Core().read_model(str(file))
     found = []
     for node in model.get_ordered_ops():
         if node.get_type_name() not in _OPENVINO:

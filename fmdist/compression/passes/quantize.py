@@ -26,6 +26,7 @@ from pydantic import Field
 from fmdist.compression.passes import coverage, onnx_static
 from fmdist.compression.passes.base import Outcome, PassConfig, Workbench
 from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
+from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
 
 REQUIRES = ("compress",)
@@ -122,8 +123,8 @@ def _covered(runtime: str, best: Trial) -> dict[str, Any]:
 
 
 def _quantize_openvino(bench: Workbench, file: Path, preset: str, correction: str) -> None:
+    openvino = load_openvino()
     import nncf
-    import openvino
 
     model = openvino.Core().read_model(str(bench.models["openvino"]))
     with _quiet_nncf():
@@ -139,8 +140,8 @@ def _quantize_openvino(bench: Workbench, file: Path, preset: str, correction: st
 
 
 def _quantize_with_control(bench: Workbench, file: Path, preset: str) -> None:
+    openvino = load_openvino()
     import nncf
-    import openvino
 
     sign = 1.0 if bench.mode == "max" else -1.0
     chunks = np.array_split(np.arange(len(bench.reference)), max(1, len(bench.reference) // 32))
@@ -201,6 +202,8 @@ def _quiet_nncf() -> Iterator[None]:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    # Says on every machine without a GPU that there is none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

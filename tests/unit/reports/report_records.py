@@ -23,15 +23,16 @@ def write_run(folder: Path, history: bool = True) -> Path:
         "epoch": 2,
         "step": 20,
         "primary": {"name": "accuracy", "mode": "max", "value": 0.8125},
-        "metrics": {"accuracy": 0.8125, "loss": 0.51},
+        "metrics": {"accuracy": 0.7, "loss": 0.7},
         "versions": {"torch": "2.14.1"},
         "hardware": {"cpu": "test CPU", "cores": 2},
         "parameters": 317_002,
+        "best_step": 20,
     }
     (folder / "run.json").write_text(json.dumps(run))
     if history:
         lines = [
-            {"epoch": 1, "step": 5, "split": "train", "loss": 2.0, "lr": 0.1},
+            {"epoch": 1, "step": 5, "split": "train", "loss": 2.0, "lr": 0.1, "samples_per_s": 5000.0},
             {"epoch": 1, "step": 10, "split": "train", "loss": 1.0, "lr": 0.1},
             {"epoch": 1, "step": 10, "split": "validation", "loss": 0.9, "accuracy": 0.75},
             {"epoch": 2, "step": 20, "split": "train", "loss": 0.5, "lr": 0.05},

@@ -1,0 +1,37 @@
+"""``fmdist train``: a recipe's model, trained into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fmdist.cli.frame import Answer, FilePath, verb, with_recipe
+
+to_run_folder = click.option(
+    "-o", "--output", type=FilePath, metavar="DIR", help="The run's folder [default: runs/<name>]."
+)
+with_profile = click.option("--profile", is_flag=True, help="Write a trace and where a step's time goes.")
+
+
+@verb()
+@with_recipe
+@to_run_folder
+@with_profile
+def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, profile: bool) -> Answer:
+    """Train a recipe's model; the same command resumes a run that was stopped."""
+    from fmdist import console, stages
+
+    trained = stages.train(recipe, output=output, overrides=overrides, profile=profile)
+    data = {
+        "run": str(trained.folder),
+        "metrics": dict(trained.metrics),
+        "baseline": dict(trained.baseline),
+        "primary": trained.primary,
+        "interval": list(trained.interval),
+    }
+    rows = [[name, value, trained.baseline[name]] for name, value in trained.metrics.items()]
+    table = console.table("test split", ["metric", "model", "baseline"], rows)
+    low, high = trained.interval
+    text = f"{table}\n\n95% interval of {trained.primary}: {low:.4g} to {high:.4g}\nrun: {trained.folder}"
+    return Answer(data, text)

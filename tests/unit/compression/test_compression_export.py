@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fmdist.compression.export import export_onnx, export_openvino
+from fmdist.compression.subject import Subject
+from fmdist.contracts import ExportSpec
+from fmdist.deployment.runtime import open_model
+from fmdist.errors import CompressionError
+
+TOLERANCE = 1e-5
+
+
+def assert_parity(spec: ExportSpec, file: Path, runtime: str) -> None:
+    session = open_model(file, runtime, "f32", threads=1)
+    for batch in (1, 7):
+        inputs = spec.example_inputs(batch)
+        with torch.no_grad():
+            expected = spec.module(*inputs).numpy()
+        outputs = session.run({"image": inputs[0].numpy()})
+        assert outputs.dtype == np.float32
+        assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert set(session.executed()) == {"f32"}
+
+
+@pytest.mark.parametrize("route", ["trace", "exported"])
+def test_openvino_equals_torch(subject: Subject, tmp_path: Path, route: Literal["trace", "exported"]) -> None:
+    spec = replace(subject.export, openvino_route=route)
+    export_openvino(spec, tmp_path / "model.xml")
+    assert_parity(spec, tmp_path / "model.xml", "openvino")
+    weights = sum(parameter.nbytes for parameter in spec.module.parameters())
+    # Float16 would be half of it.
+    assert (tmp_path / "model.bin").stat().st_size > 0.9 * weights
+
+
+@pytest.mark.parametrize("route", ["dynamo", "torchscript"])
+def test_onnx_equals_torch(subject: Subject, tmp_path: Path, route: Literal["dynamo", "torchscript"]) -> None:
+    spec = replace(subject.export, onnx_route=route)
+    export_onnx(spec, tmp_path / "model.onnx")
+    assert_parity(spec, tmp_path / "model.onnx", "onnxruntime")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_exporting_leaves_the_module_as_it_was(subject: Subject, tmp_path: Path) -> None:
+    module = subject.export.module
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.train()
+    try:
+        export_openvino(subject.export, tmp_path / "model.xml")
+        assert module.training
+    finally:
+        module.eval()
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Unexportable(nn.Module):
+    """Leaves torch in the middle of its forward."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.from_numpy(image.numpy())
+
+
+def test_a_module_that_can_not_be_exported_is_named(subject: Subject, tmp_path: Path) -> None:
+    spec = replace(subject.export, module=Unexportable())
+    with pytest.raises(CompressionError, match=r"compress\.export\.openvino: the model can't be exported"):
+        export_openvino(spec, tmp_path / "model.xml")
+    with pytest.raises(CompressionError, match=r"compress\.export\.onnx: the model can't be exported"):
+        export_onnx(spec, tmp_path / "model.onnx")

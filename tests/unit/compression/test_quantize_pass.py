@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fmdist.compression.config import CompressConfig
+from fmdist.compression.export import export_onnx, export_openvino
+from fmdist.compression.passes import coverage, quantize
+from fmdist.compression.passes.base import Workbench
+from fmdist.compression.passes.trial import Trial, best_of
+from fmdist.compression.pipeline import _workbench
+from fmdist.compression.subject import Subject
+from fmdist.contracts import ExportSpec
+from fmdist.deployment.runtime import open_model
+from fmdist.errors import CompressionError
+
+Runtime = Literal["openvino", "onnxruntime"]
+ONE = quantize.Config(presets=("mixed",), bias_correction=("none",))
+
+
+@pytest.fixture
+def bench(subject: Subject, tmp_path: Path) -> Callable[..., Workbench]:
+    """Return a function that exports for one runtime and gives the pass's workbench."""
+
+    def make(runtime: Runtime, spec: ExportSpec | None = None, max_drop: float = 0.05) -> Workbench:
+        file = tmp_path / ("float.xml" if runtime == "openvino" else "float.onnx")
+        exporter = export_openvino if runtime == "openvino" else export_onnx
+        exporter(replace(spec or subject.export, onnx_route="torchscript"), file)
+        drafts = tmp_path / "drafts"
+        drafts.mkdir()
+        config = CompressConfig(max_drop=max_drop, calibration_samples=50)
+        return _workbench(subject, config, {runtime: file}, drafts)
+
+    return make
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_every_layer_becomes_int8_and_runs_so(bench: Callable[..., Workbench], runtime: Runtime) -> None:
+    outcome = ONE.apply(bench(runtime))
+    covered = outcome.coverage[runtime]
+    assert covered["layers"] == covered["quantized_layers"] == 5
+    assert covered["parameters"] == covered["quantized_parameters"] == 8 * 9 * 9 + 16 * 9 * 24 + 160
+    assert covered["left"] == []
+    session = open_model(outcome.models[runtime], runtime)
+    assert session.executed() == {"int8": 5}
+    (chosen,) = [row for row in outcome.candidates if row["chosen"]]
+    assert chosen["runtime"] == runtime
+    assert 0 < chosen["error"] < 0.2
+    assert chosen["drop"] == pytest.approx(max(chosen["drop"] for row in [chosen]))
+    assert chosen["drop"] <= min(row["drop"] for row in outcome.candidates) + 1e-9
+
+
+def test_every_setting_is_tried_and_recorded(bench: Callable[..., Workbench]) -> None:
+    config = quantize.Config(presets=("performance", "mixed"), bias_correction=("fast", "none"))
+    outcome = config.apply(bench("openvino"))
+    assert [row["setting"] for row in outcome.candidates] == [
+        "performance fast bias correction",
+        "mixed fast bias correction",
+        "performance none bias correction",
+        "mixed none bias correction",
+    ]
+    assert {tuple(row["values"]) for row in outcome.candidates} == {("f32", "default")}
+    assert sum(row["chosen"] for row in outcome.candidates) == 1
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_missed_budget_lists_what_was_tried(bench: Callable[..., Workbench], runtime: Runtime) -> None:
+    strict = replace(bench(runtime), max_drop=-1.0)
+    with pytest.raises(CompressionError, match="every setting loses more") as caught:
+        ONE.model_copy(update={"accuracy_control": False}).apply(strict)
+    tried = "mixed none bias correction" if runtime == "openvino" else "asymmetric reduced range"
+    assert tried in str(caught.value)
+
+
+class NothingToQuantize(nn.Module):
+    """Has no weights: the mean of each tenth of the image."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flatten(1)[:, :60].reshape(-1, 10, 6).mean(dim=2)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_pass_that_changes_nothing_fails(
+    subject: Subject, bench: Callable[..., Workbench], runtime: Runtime
+) -> None:
+    spec = replace(subject.export, module=NothingToQuantize())
+    with pytest.raises(CompressionError, match="no layer was quantized"):
+        ONE.apply(bench(runtime, spec, max_drop=1.0))
+
+
+class Outlier(nn.Module):
+    """The digits CNN behind a layer whose channels differ by five orders of magnitude."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        scale = torch.logspace(0, 5, 8)
+        self.spread = nn.Conv2d(1, 8, 1, bias=False)
+        self.spread.weight.data = scale.reshape(8, 1, 1, 1).clone()
+        self.gather = nn.Conv2d(8, 1, 1, bias=False)
+        # Only the smallest channel counts, and 8 bits over the range of all eight lose it.
+        self.gather.weight.data = torch.tensor([1.0] + [0.0] * 7).reshape(1, 8, 1, 1)
+        self.body = body
+
+    def forward(self, image: Tensor) -> Tensor:
+        output: Tensor = self.body(self.gather(self.spread(image)))
+        return output
+
+
+@pytest.mark.slow
+def test_accuracy_control_returns_the_worst_layers_to_float(
+    subject: Subject, bench: Callable[..., Workbench]
+) -> None:
+    spec = replace(subject.export, module=Outlier(subject.export.module))
+    made = bench("openvino", spec, max_drop=0.02)
+    outcome = ONE.apply(made)
+    plain, controlled = outcome.candidates
+    assert plain["drop"] > 0.02
+    assert controlled["setting"] == "accuracy control"
+    assert controlled["chosen"]
+    assert controlled["drop"] <= 0.02
+    left = outcome.coverage["openvino"]["left"]
+    assert left
+    assert {layer["reason"] for layer in left} == {"returned to float by accuracy control"}
+
+
+def test_coverage_names_what_is_left_and_why(subject: Subject, tmp_path: Path) -> None:
+    export_openvino(subject.export, tmp_path / "model.xml")
+    layers = coverage.openvino_layers(tmp_path / "model.xml")
+    record = coverage.summarize(layers, {layers[0].name: "too dear"}, "not covered")
+    assert record["quantized_layers"] == 0
+    assert [layer["reason"] for layer in record["left"]] == ["too dear"] + ["not covered"] * 4
+    assert record["left"][0]["shape"] == [8, 1, 3, 3]
+
+
+def test_equal_metrics_are_decided_by_the_outputs(tmp_path: Path) -> None:
+    trials = [
+        Trial("openvino", name, tmp_path, {"f32": 0.9}, drop, error, 0.1)
+        for name, drop, error in (("a", 0.01, 0.001), ("b", 0.0, 0.03), ("c", 0.0, 0.02))
+    ]
+    assert best_of(trials).setting == "c"
+    assert [trial.row(best_of(trials), "max")["chosen"] for trial in trials] == [False, False, True]
+
+
+def test_the_worst_precision_counts(tmp_path: Path) -> None:
+    trial = Trial("openvino", "a", tmp_path, {"f32": 0.9, "default": 0.8}, 0.1, 0.0, 0.1)
+    assert trial.row(trial, "max")["value"] == 0.8
+    assert trial.row(trial, "min")["value"] == 0.9
+    assert np.isclose(trial.row(trial, "max")["drop"], 0.1)
