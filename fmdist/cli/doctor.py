@@ -7,15 +7,13 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from fmdist.cli.frame import Answer
+from fmdist.cli.frame import Answer, FilePath, verb
 
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs would be written.")]
-
-CORE = ("torch", "accelerate", "pydantic", "typer", "numpy", "safetensors", "torchmetrics", "scikit-learn")
+CORE = ("torch", "accelerate", "pydantic", "click", "numpy", "safetensors", "torchmetrics", "scikit-learn")
 """Distributions without which nothing trains."""
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -24,8 +22,21 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 MIN_FREE_BYTES = 1_000_000_000
 
 
-def doctor(folder: Runs = Path("runs")) -> Answer:
-    """Show versions, devices, compilers, extras, memory and disk; exit 1 if the core is broken."""
+@verb()
+@click.option(
+    "--runs",
+    "folder",
+    type=FilePath,
+    default=Path("runs"),
+    show_default=True,
+    metavar="DIR",
+    help="Where runs would be written.",
+)
+def doctor(folder: Path) -> Answer:
+    """Show what this machine has and what is missing.
+
+    Versions, devices, compilers, extras, memory and disk; exits 1 if the core is broken.
+    """
     from fmdist import console
 
     broken: list[str] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typer import Abort, TyperException
+from click import Abort, ClickException
 
 from fmdist import console
 from fmdist.errors import FmdistError, Problem
@@ -51,7 +51,7 @@ def guard(run: Callable[[], Any], words: list[str]) -> int:
 def _explain(error: BaseException, verbose: bool) -> _Failure:
     if isinstance(error, FmdistError):
         return _Failure(error.exit_code, error.problems)
-    if isinstance(error, TyperException):
+    if isinstance(error, ClickException):
         return _Failure(error.exit_code, (_usage(error),))
     if isinstance(error, KeyboardInterrupt | Abort):
         return _Failure(130, (Problem("interrupted"),))
@@ -68,8 +68,8 @@ def _explain(error: BaseException, verbose: bool) -> _Failure:
     return _Failure(1, (Problem(f"this is a bug in fmdist: {said}", fix=fix),), kept)
 
 
-def _usage(error: TyperException) -> Problem:
-    message = error.format_message().rstrip(".")
+def _usage(error: ClickException) -> Problem:
+    message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     fix = f"see {context.command_path} --help" if context and not message.endswith("?") else ""
     return Problem(message, fix=fix)

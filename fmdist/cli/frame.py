@@ -1,16 +1,17 @@
 """What every verb shares: its options, its output, its log, and how it ends.
 
-A verb is a function that returns an `Answer`; `fmdist.cli.main` names it and makes it a `Verb`::
+A verb is a function that returns an `Answer`; `fmdist.cli.main` lists it::
 
-    def validate(recipe: RecipePath, overrides: Overrides = None) -> Answer:
+    @verb()
+    @with_recipe
+    def validate(recipe: Path, overrides: tuple[str, ...]) -> Answer:
         "Check a recipe and list all its mistakes."
         from fmdist import stages
 
-        stages.load_recipe(recipe, overrides or [])
+        stages.load_recipe(recipe, overrides)
         return Answer({"valid": True}, f"{recipe} is valid")
 
-Paths are not declared as existing: the verb checks them, so that a missing one gives the same message as
-from Python.
+Plain click: typer converts values through pydantic, whose import would double the time of a light verb.
 """
 
 from __future__ import annotations
@@ -19,22 +20,17 @@ import json
 import logging
 import signal
 import sys
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
-from typer.core import TyperCommand
-from typer.main import get_command
+import click
 
 from fmdist import console
 from fmdist.errors import Interrupted
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[PATH=VALUE]...", help="Overrides such as train.lr=1e-3.", show_default=False),
-]
+FilePath = click.Path(path_type=Path)
+"""A path that the verb itself checks, so that a missing one gives the same message as from Python."""
 
 
 class Answer(NamedTuple):
@@ -47,41 +43,30 @@ class Answer(NamedTuple):
     exit_code: int = 0
 
 
-def _shared(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    plugins: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--plugins", metavar="FOLDER", help="Use the models/, tasks/, ... here too; repeatable."
-        ),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more; show tracebacks.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings.")] = False,
-) -> None:
-    """Declare the options that all verbs have."""
+SHARED: Sequence[click.Parameter] = (
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
+    click.Option(
+        ["--plugins"],
+        multiple=True,
+        type=FilePath,
+        metavar="FOLDER",
+        help="Use the models/, tasks/, ... in this folder too; repeatable.",
+    ),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Log more; show tracebacks."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="No progress, only warnings."),
+)
+"""The options that all verbs have."""
 
 
-@cache
-def _shared_options() -> list[Any]:
-    declaring = typer.Typer(add_completion=False, rich_markup_mode=None)
-    declaring.command()(_shared)
-    options: list[Any] = get_command(declaring).params
-    for option in options:
-        if option.name == "plugins":
-            # Typer converts values through pydantic, whose import would double the time of a light verb.
-            option.process_value = lambda _, values: list(values or ())
-    return options
-
-
-class Verb(TyperCommand):
+class Verb(click.Command):
     """A command with the shared options, which it carries out around the verb's own function."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the verb's parameters, the shared ones, and ``--help``."""
         own = super().get_params(ctx)
-        return [*own[:-1], *_shared_options(), own[-1]]
+        return [*own[:-1], *SHARED, own[-1]]
 
-    def invoke(self, ctx: Any) -> int:
+    def invoke(self, ctx: click.Context) -> int:
         """Run the verb, write its answer to stdout and return the exit code."""
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         as_json, plugins = ctx.params.pop("as_json"), ctx.params.pop("plugins")
@@ -91,13 +76,24 @@ class Verb(TyperCommand):
             from fmdist import component
 
             for folder in plugins:
-                component.add_plugin_folder(Path(folder))
+                component.add_plugin_folder(folder)
         try:
             answer: Answer = super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted(signal.SIGINT, saved="") from None
         write(json.dumps(answer.data, indent=2, allow_nan=False) if as_json else answer.text)
         return answer.exit_code
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Make a function that returns an `Answer` a verb, called like the function unless ``name`` is given."""
+    return click.command(name, cls=Verb)
+
+
+def with_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Give a verb the arguments ``recipe`` (a Path) and ``overrides`` (a tuple of ``path=value``)."""
+    overrides = click.argument("overrides", nargs=-1, metavar="[PATH=VALUE]...")
+    return click.argument("recipe", type=FilePath)(overrides(function))
 
 
 def write(text: str) -> None:

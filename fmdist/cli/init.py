@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from fmdist.cli.frame import Answer
-
-Target = Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write; never overwritten.")]
-Model = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list models`.")]
-Task = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list tasks`.")]
-Data = Annotated[str, typer.Option(metavar="KIND", help="See `fmdist list data`.")]
+from fmdist.cli.frame import Answer, FilePath, verb
 
 
-def init(
-    file: Target = Path("recipe.yaml"),
-    model: Model = "cnn",
-    task: Task = "classification",
-    data: Data = "digits",
-) -> Answer:
-    """Write a commented recipe with every field, its default and what it means."""
+@verb()
+@click.argument("file", type=FilePath, default=Path("recipe.yaml"))
+@click.option("--model", default="cnn", show_default=True, metavar="KIND", help="See `fmdist list models`.")
+@click.option(
+    "--task", default="classification", show_default=True, metavar="KIND", help="See `fmdist list tasks`."
+)
+@click.option("--data", default="digits", show_default=True, metavar="KIND", help="See `fmdist list data`.")
+def init(file: Path, model: str, task: str, data: str) -> Answer:
+    """Write a commented recipe (recipe.yaml) to start from.
+
+    It holds every field with its default and what it means. A file is never overwritten.
+    """
     from fmdist import component, stages, storage
     from fmdist.errors import UsageError
     from fmdist.recipe import editor, parsing, reader

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
-from fmdist.cli.frame import Answer, Verb
+from fmdist.cli.frame import Answer, verb
 
-app = typer.Typer(help="List what a recipe's `kind` can be, and what each needs.", rich_markup_mode=None)
-
-
-@app.command(cls=Verb)
-def models() -> Answer:
-    """List the model families."""
-    return _list("models")
+GROUPS = ("models", "tasks", "data", "passes")
+"""The groups of `fmdist.component`, which ``--help`` must not import."""
 
 
-@app.command(cls=Verb)
-def tasks() -> Answer:
-    """List what can be learned."""
-    return _list("tasks")
-
-
-@app.command(cls=Verb)
-def data() -> Answer:
-    """List the kinds of data sets."""
-    return _list("data")
-
-
-@app.command(cls=Verb)
-def passes() -> Answer:
-    """List the compression passes."""
-    return _list("passes")
-
-
-def _list(group: str) -> Answer:
+@verb("list")
+@click.argument("group", type=click.Choice(GROUPS))
+def list_kinds(group: str) -> Answer:
+    """List what a recipe's `kind` can be, and what each needs."""
     from fmdist import component, console
 
     rows, data = [], []

@@ -3,56 +3,55 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import typer
+import click
 
-from fmdist.cli import (
+from fmdist.cli import failures
+from fmdist.cli.compress import compress
+from fmdist.cli.doctor import doctor
+from fmdist.cli.evaluate import evaluate
+from fmdist.cli.init import init
+from fmdist.cli.listing import list_kinds
+from fmdist.cli.predict import predict
+from fmdist.cli.report import report
+from fmdist.cli.run import run
+from fmdist.cli.runs import runs
+from fmdist.cli.schema import schema
+from fmdist.cli.show import show
+from fmdist.cli.train import train
+from fmdist.cli.validate import validate
+
+VERBS = (
+    run,
+    train,
     compress,
-    doctor,
     evaluate,
-    failures,
-    init,
-    listing,
     predict,
     report,
-    run,
-    runs,
-    schema,
-    show,
-    train,
+    init,
     validate,
+    show,
+    schema,
+    list_kinds,
+    runs,
+    doctor,
 )
-from fmdist.cli.frame import Answer, Verb
+"""In the order of ``--help``; a new verb is one file and one entry here."""
 
-VERBS: dict[str, Callable[..., Answer]] = {
-    "run": run.run,
-    "train": train.train,
-    "compress": compress.compress,
-    "evaluate": evaluate.evaluate,
-    "predict": predict.predict,
-    "report": report.report,
-    "init": init.init,
-    "validate": validate.validate,
-    "show": show.show,
-    "schema": schema.schema,
-    "runs": runs.runs,
-    "doctor": doctor.doctor,
-}
-"""What users type -> the function that does it, in the order of ``--help``."""
 
-app = typer.Typer(
-    name="fmdist",
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+app = _InOrder(
+    "fmdist",
+    commands=VERBS,
     help="From one recipe to a model that is trained, compressed and verified.",
-    pretty_exceptions_enable=False,
-    # Rich's help, and the types of the completion options, would each double the time of a light verb.
-    rich_markup_mode=None,
-    add_completion=False,
+    epilog='Completion in bash: eval "$(_FMDIST_COMPLETE=bash_source fmdist)"; zsh and fish have theirs.',
 )
-for _name, _function in VERBS.items():
-    app.command(_name, cls=Verb)(_function)
-app.add_typer(listing.app, name="list")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
 
     def call() -> Any:
-        return app(words, prog_name="fmdist", standalone_mode=False)
+        return app.main(words, prog_name="fmdist", standalone_mode=False)
 
     return failures.guard(call, words)

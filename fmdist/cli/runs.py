@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from fmdist.cli.frame import Answer
-
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder that holds the runs.")]
-Two = Annotated[
-    tuple[str, str] | None,
-    typer.Option("--compare", metavar="A B", help="Two runs, by name in DIR or by path.", show_default=False),
-]
+from fmdist.cli.frame import Answer, FilePath, verb
 
 
-def runs(folder: Folder = Path("runs"), compare: Two = None) -> Answer:
-    """List runs with their state and score, or compare the recipes and metrics of two."""
+@verb()
+@click.argument("folder", type=FilePath, default=Path("runs"), metavar="[DIR]")
+@click.option("--compare", nargs=2, metavar="A B", help="Two runs, by name in DIR or by path.")
+def runs(folder: Path, compare: tuple[str, str] | None) -> Answer:
+    """List the runs in DIR (runs/), or compare two of them.
+
+    A comparison shows the recipe's keys that differ, and both runs' metrics.
+    """
     return _compare(folder, *compare) if compare else _list(folder)
 
 

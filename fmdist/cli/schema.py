@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from fmdist.cli.frame import Answer
-
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of stdout.")
-]
+from fmdist.cli.frame import Answer, FilePath, verb
 
 
-def schema(output: Output = None) -> Answer:
+@verb()
+@click.option("-o", "--output", type=FilePath, metavar="FILE", help="Write here instead of stdout.")
+def schema(output: Path | None) -> Answer:
     """Print the JSON schema with which editors complete recipes.
 
     Kinds whose extra is not installed are in it by name only.

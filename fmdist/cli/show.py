@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fmdist.cli.frame import Answer, Overrides, RecipePath
+from pathlib import Path
+
+from fmdist.cli.frame import Answer, verb, with_recipe
 
 
-def show(recipe: RecipePath, overrides: Overrides = None) -> Answer:
+@verb()
+@with_recipe
+def show(recipe: Path, overrides: tuple[str, ...]) -> Answer:
     """Print a recipe with extensions, overrides and defaults spelled out."""
     from fmdist import stages
     from fmdist.recipe import resolved
 
-    plain = stages.load_recipe(recipe, overrides or []).plain
+    plain = stages.load_recipe(recipe, overrides).plain
     return Answer(plain, resolved.to_yaml(plain).rstrip("\n"))

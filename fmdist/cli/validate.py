@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from fmdist.cli.frame import Answer, Overrides, RecipePath
+from pathlib import Path
+
+from fmdist.cli.frame import Answer, verb, with_recipe
 
 
-def validate(recipe: RecipePath, overrides: Overrides = None) -> Answer:
+@verb()
+@with_recipe
+def validate(recipe: Path, overrides: tuple[str, ...]) -> Answer:
     """Check a recipe and list all its mistakes at once."""
     from fmdist import stages
 
-    stages.load_recipe(recipe, overrides or [])
+    stages.load_recipe(recipe, overrides)
     return Answer({"recipe": str(recipe), "valid": True}, f"{recipe} is valid")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fmdist import component, storage
 from fmdist.compression.child import run_child
@@ -25,6 +28,7 @@ from fmdist.compression.export import frozen
 from fmdist.compression.verification import TORCH_ROW, Model
 from fmdist.contracts import ExportSpec
 from fmdist.deployment.runtime import open_model
+from fmdist.errors import CompressionError
 
 _BLOCK = 5
 _FEWEST = 10
@@ -43,7 +47,8 @@ def measure(spec: ExportSpec, models: list[Model], config: BenchmarkConfig, fold
     Raises:
         CompressionError: if the process fails, for example because the model's class can't be imported there.
     """
-    torch.save(frozen(spec.module), folder / "module.pt")
+    plugins = _plugin_kinds()
+    _save_module(frozen(spec.module), folder / "module.pt")
     for name, batch in (("one", 1), ("many", config.batch_size)):
         torch.save(spec.example_inputs(batch), folder / f"{name}.pt")
     job = {
@@ -52,7 +57,7 @@ def measure(spec: ExportSpec, models: list[Model], config: BenchmarkConfig, fold
             for m in models
         ],
         "input_names": list(spec.input_names),
-        "plugins": _plugin_kinds(),
+        "plugins": plugins,
         "folder": str(folder),
         "config": config.model_dump(mode="json"),
     }
@@ -68,7 +73,26 @@ def _plugin_kinds() -> list[list[str]]:
         if name.startswith("fmdist_plugins.") and module.__file__ is not None:
             _, group, kind = name.split(".")
             found.append([str(Path(module.__file__).parent.parent), group, kind])
+    _name_packages(found)
     return found
+
+
+def _name_packages(plugins: list[list[str]]) -> None:
+    """Make the packages known that pickle looks for above a plug-in's module."""
+    for _, group, _ in plugins:
+        for name in ("fmdist_plugins", f"fmdist_plugins.{group}"):
+            sys.modules.setdefault(name, ModuleType(name))
+
+
+def _save_module(module: nn.Module, file: Path) -> None:
+    try:
+        torch.save(module, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CompressionError(
+            field="compress.benchmark",
+            problem=f"the original can't be measured in a process of its own ({error})",
+            fix="define its classes and functions at the top of a file that can be imported",
+        ) from error
 
 
 def main(job_file: Path) -> None:
@@ -79,6 +103,7 @@ def main(job_file: Path) -> None:
     for plugin_folder, group, kind in job["plugins"]:
         component.add_plugin_folder(Path(plugin_folder))
         component.load(component.find(group, kind))
+    _name_packages(job["plugins"])
     # Our own file, written a moment ago by the process that started this one.
     module = torch.load(folder / "module.pt", weights_only=False)
     sessions = {

@@ -6,6 +6,7 @@ finished one, and a changed setting repeats only what depends on it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,8 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
         storage.remove_leftovers(output)
         _check_owner(output, subject)
         (output / FOLDER).mkdir(exist_ok=True)
-        storage.write_json(output / FOLDER / _OWNER, _owner(subject))
+        if not (output / FOLDER / _OWNER).exists():
+            storage.write_json(output / FOLDER / _OWNER, _owner(subject))
         stages = Stages(output)
         exported = _export(subject, config, stages)
         passes: list[Done] = []
@@ -194,7 +196,8 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
         "calibration_size": min(config.calibration_samples, len(splits.train)),
         "split_sha256": splits.record.get("sha256"),
     }
-    facts = assemble(subject, config.max_drop, records, evaluation)
+    # Through JSON, so that tuples compare equal to the lists that were sealed.
+    facts = json.loads(json.dumps(assemble(subject, config.max_drop, records, evaluation), allow_nan=False))
     if (output / storage.MANIFEST).is_file():
         sealed = storage.verify(output)
         volatile = {"created", "files"}

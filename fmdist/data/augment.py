@@ -36,29 +36,35 @@ def image_augment(config: AugmentConfig, mode: Literal["L", "RGB"], seed: int) -
 
 
 class _ImageAugment:
-    """Built from its config in every process, since transforms need not be picklable."""
+    """Can be pickled, since workers may be started with ``spawn``."""
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
-        self.config = config
         self.seed = seed
-        self.transform = _transform(config)
+        self.padding = config.crop_padding
+        self.steps = _transforms(config)
 
     def __call__(self, raw: Raw, draw: Draw) -> Raw:
         images = torch.from_numpy(raw)
         changed = torch.empty_like(images)
         with torch.random.fork_rng(devices=[]):
             for position, index in enumerate(draw.indices.tolist()):
-                torch.manual_seed(_key(self.seed, draw.epoch, index))
-                changed[position] = self.transform(images[position])
+                # the generator that the transforms draw from; torch.manual_seed would seed the GPUs too
+                torch.default_generator.manual_seed(_key(self.seed, draw.epoch, index))
+                changed[position] = self._change(images[position])
         result: Raw = changed.numpy()
         return result
+
+    def _change(self, image: torch.Tensor) -> torch.Tensor:
+        for step in self.steps:
+            image = step(image)
+        return _random_crop(image, self.padding) if self.padding else image
 
 
 def _key(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _transform(config: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+def _transforms(config: AugmentConfig) -> list[Callable[[torch.Tensor], torch.Tensor]]:
     from torchvision.transforms import InterpolationMode, v2
 
     steps: list[Callable[[torch.Tensor], torch.Tensor]] = []
@@ -72,16 +78,11 @@ def _transform(config: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor]:
     if config.color is not None:
         color = config.color
         steps.append(v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue))
-
-    def apply(image: torch.Tensor) -> torch.Tensor:
-        for step in steps:
-            image = step(image)
-        return _random_crop(image, config.crop_padding) if config.crop_padding else image
-
-    return apply
+    return steps
 
 
 def _random_crop(image: torch.Tensor, padding: int) -> torch.Tensor:
+    # by hand: v2.RandomCrop takes three times as long on a small image
     height, width = image.shape[-2:]
     padded = torch.nn.functional.pad(image, (padding, padding, padding, padding))
     top, left = torch.randint(0, 2 * padding + 1, (2,)).tolist()

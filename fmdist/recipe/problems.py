@@ -36,16 +36,10 @@ def explain(
         values: the recipe as plain values.
         lines: where each value was written.
     """
-    found: dict[tuple[Keys, str], Found] = {}
+    found: dict[Keys, Found] = {}
     for loc, details in _flatten(error, ()):
-        keys = _place(loc, values, details["type"])
-        one = _explain_one(keys, details, model, values, lines)
-        earlier = found.get((keys, one.problem.problem))
-        # A union reports each of its members; to the author they are one mistake.
-        if earlier and one.problem.allowed not in earlier.problem.allowed:
-            allowed = f"{earlier.problem.allowed} or {one.problem.allowed}"
-            one = Found(keys, replace(earlier.problem, allowed=allowed))
-        found[keys, one.problem.problem] = one
+        one = _explain_one(_place(loc, values, details["type"]), details, model, values, lines)
+        found[one.keys] = _joined(found[one.keys], one) if one.keys in found else one
     return list(found.values())
 
 
@@ -58,6 +52,14 @@ def not_finite(keys: Keys, values: Mapping[str, Any], lines: Mapping[Keys, str])
         "a finite number",
         line=_line(keys, lines),
     )
+
+
+def _joined(first: Found, second: Found) -> Found:
+    """Return one mistake for two of the same value: a union reports each of its members."""
+    left, right = first.problem, second.problem
+    problem = left.problem if left.problem == right.problem else "wrong value"
+    allowed = " or ".join(dict.fromkeys(text for text in (left.allowed, right.allowed) if text))
+    return first._replace(problem=replace(left, problem=problem, allowed=allowed))
 
 
 def _flatten(error: ValidationError, prefix: Keys) -> Iterator[tuple[Keys, ErrorDetails]]:

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from fmdist import storage
-from fmdist.errors import CheckpointError
 from fmdist.reports import files, plots
 from fmdist.reports.layout import (
     Block,
@@ -46,7 +45,7 @@ def page(folder: Path) -> Page:
     Raises:
         CheckpointError: if its manifest is of an unknown format.
     """
-    manifest = _read(folder)
+    manifest = files.record(folder / storage.MANIFEST, FORMAT)
     rows = manifest["results"]
     sections = [
         Section("Before and after", (_verdict(manifest), _results(manifest), Figures(_bars(rows)))),
@@ -70,22 +69,8 @@ def page(folder: Path) -> Page:
 
 def before_after(folder: Path) -> tuple[Block, ...]:
     """Return the verdict and the table of results, for the report of the run that it was made from."""
-    manifest = _read(folder)
+    manifest = files.record(folder / storage.MANIFEST, FORMAT)
     return (_verdict(manifest), _results(manifest))
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / storage.MANIFEST
-    manifest: dict[str, Any] = storage.read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            field=f"{path}: format",
-            problem="written in a format that this version doesn't read",
-            value=manifest.get("format"),
-            allowed=str(FORMAT),
-            fix="compress the run again, or use the version of fmdist that wrote it",
-        )
-    return manifest
 
 
 def _headline(rows: Sequence[Record]) -> Record:

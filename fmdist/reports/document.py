@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 from fmdist import storage
 from fmdist.errors import UsageError
@@ -46,7 +45,7 @@ def write(path: Path) -> Path:
 
 def render(page: Page) -> str:
     """Return the page as HTML; every text in it is escaped, only the plots are not."""
-    return _template().render(page=page, svg=Markup)
+    return _template().render(page=page)
 
 
 @functools.cache

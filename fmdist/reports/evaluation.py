@@ -146,7 +146,7 @@ def _metrics(record: dict[str, Any], validation: dict[str, float]) -> list[Block
     caption = (
         f"On {record['size']:,} test samples, which neither training nor the choice of the checkpoint uses. "
         "The baseline is a trivial predictor that knows only the training targets. The checkpoint was chosen "
-        "by its validation metrics, so these are the more optimistic ones."
+        "by its validation metrics, which makes them optimistic on average."
     )
     table = Table(("metric", "test", "95% interval", "baseline", "validation"), rows, caption)
     if bounds is None or baseline.get(primary) is None:

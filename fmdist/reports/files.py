@@ -28,6 +28,24 @@ def mapping(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def record(path: Path, known_format: int) -> dict[str, Any]:
+    """Return the JSON object that a folder is reported from.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or of a format that this version doesn't read.
+    """
+    found = mapping(path)
+    if found is None or found.get("format") != known_format:
+        raise CheckpointError(
+            field=f"{path}: format",
+            problem="written in a format that this version doesn't read",
+            value=None if found is None else found.get("format"),
+            allowed=str(known_format),
+            fix="use the version of fmdist that wrote it",
+        )
+    return found
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file, in order; an empty list if there is no file.
 

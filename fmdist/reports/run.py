@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmdist import storage
 from fmdist.reports import artifact, evaluation, files, plots
 from fmdist.reports.layout import (
     Code,
     Figure,
     Figures,
     Link,
+    Note,
     Page,
     Section,
     Tile,
@@ -25,6 +25,7 @@ from fmdist.reports.layout import (
     words,
 )
 
+FORMAT = 1
 RECORD = "run.json"
 
 
@@ -32,9 +33,9 @@ def page(folder: Path) -> Page:
     """Return the report of the run in ``folder``.
 
     Raises:
-        CheckpointError: if a recorded file is broken.
+        CheckpointError: if a recorded file is broken, or the run is of an unknown format.
     """
-    run = storage.read_json(folder / RECORD)
+    run = files.record(folder / RECORD, FORMAT)
     history = files.lines(folder / "metrics.jsonl")
     found = evaluation.read(folder)
     primary = run.get("primary") or {}
@@ -106,8 +107,8 @@ def _curves(
     mark = best.get(axis)
     drawn = []
     # A task of several phases has a training loss for each of its roles.
-    names = dict.fromkeys(name for line in history for name in line if name.split("_")[0] == "loss")
-    losses = [_series(history, split, name, axis) for name in names for split in ("train", "validation")]
+    keys = dict.fromkeys(key for line in history for key in line if key.split("_")[0] == "loss")
+    losses = [_series(history, split, key, axis) for key in keys for split in ("train", "validation")]
     if losses := [line for line in losses if line.y]:
         caption = "Training loss is a mean over steps, with the recipe's augmentation and dropout on; "
         caption += "validation loss is measured between them, with both off."
@@ -151,7 +152,7 @@ def _artifact(folder: Path, run: dict[str, Any]) -> list[Section]:
         return []
     place = Path(run["artifact"])
     target = place if place.is_absolute() else folder / place
-    link = Link(str(place), os.path.relpath(target / "report.html", folder))
     if not artifact.recognized(target):
-        return [Section("Artifact", (Link(f"{place} (no longer there)", str(place)),))]
+        return [Section("Artifact", (Note(f"{place} is no longer there.", "warning"),))]
+    link = Link(str(place), os.path.relpath(target / "report.html", folder))
     return [Section("Artifact", (link, *artifact.before_after(target)))]

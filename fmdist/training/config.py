@@ -126,6 +126,10 @@ class TrainConfig(Section):
     phases: dict[str, PhaseConfig] = Field(default_factory=dict)
     """Differences by role, for tasks with several optimizers: `discriminator: {lr: 4e-4}`."""
 
+    def evaluates(self, epoch: int) -> bool:
+        """Return whether epoch ``epoch`` (from 0) ends with an evaluation."""
+        return (epoch + 1) % self.evaluate_every_epochs == 0 or epoch + 1 == self.epochs
+
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:

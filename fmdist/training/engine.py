@@ -32,6 +32,7 @@ class Engine:
         self.device: torch.device = accelerator.device
         self._config = config
         self._moves = self.device.type != "cpu"
+        self._shares: dict[float, Tensor] = {}
         self.scaled = accelerator.scaler is not None
         """Whether losses are scaled (fp16): then an update can be skipped by the scaler."""
 
@@ -52,12 +53,15 @@ class Engine:
             for name, value in batch.items()
         }
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``."""
+    def backward(self, loss_sum: Tensor, count: float) -> None:
+        """Add the gradients of ``loss_sum / count``."""
         if self.scaled:
-            self.accelerator.backward(loss)
-        else:
-            torch.autograd.backward(loss)
+            self.accelerator.backward(loss_sum / count)
+            return
+        # The quotient's gradient given directly: a division on the graph would cost two more kernels.
+        if (share := self._shares.get(count)) is None:
+            share = self._shares[count] = torch.tensor(1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device)
+        torch.autograd.backward(loss_sum, share)
 
     def clip(self, optimizer: Optimizer, max_norm: float) -> float:
         """Scale the gradients to an L2 norm of at most ``max_norm`` and return the norm before.

@@ -140,7 +140,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 for listener in tools.listeners:
                     listener.step(progress.step, trainers[-1].mean_loss)
                 last = progress.position == plan.steps_per_epoch
-                if last or progress.step % config.log_every_steps == 0:
+                if progress.step % config.log_every_steps == 0 or (last and config.evaluates(progress.epoch)):
                     _record(progress, trainers, tools.listeners, time.perf_counter() - began)
                 watch.lap("other")
                 if last or (not config.checkpoint.due(progress.step) and stop.signal is None):
@@ -152,9 +152,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
 
             # 6. The epoch's evaluation, on the averaged weights if there are any.
             score = None
-            if (
-                progress.epoch + 1
-            ) % config.evaluate_every_epochs == 0 or progress.epoch + 1 == config.epochs:
+            if config.evaluates(progress.epoch):
                 evaluated = evaluate(
                     task, scored, data.validation, config.evaluation_batch_size, engine.device, stop
                 )

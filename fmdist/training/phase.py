@@ -63,7 +63,7 @@ class PhaseTrainer:
         for batch in window:
             out = self.phase.loss(roles, batch, generator)
             watch.lap("forward")
-            self.engine.backward(out.loss_sum / total)
+            self.engine.backward(out.loss_sum, total)
             watch.lap("backward")
             _add(sums, "loss", out.loss_sum)
             for name, value in out.logs.items():

@@ -62,10 +62,11 @@ def test_exporting_leaves_the_module_as_it_was(subject: Subject, tmp_path: Path)
 
 
 class Unexportable(nn.Module):
-    """Leaves torch in the middle of its forward."""
+    """Fails whoever runs it."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.from_numpy(image.numpy())
+        message = "no way"
+        raise RuntimeError(message)
 
 
 def test_a_module_that_can_not_be_exported_is_named(subject: Subject, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_workers_end_with_the_iteration(plain: Split) -> None:
     del batches
     gc.collect()
     assert not any(worker.is_alive() for worker in running)
+
+
+def test_an_augmented_split_can_be_sent_to_a_spawned_worker(augmented: Split) -> None:
+    draw = Draw(1, np.arange(8))
+    sent = pickle.loads(pickle.dumps(augmented))
+    assert torch.equal(sent.__getitems__(draw)["image"], augmented.__getitems__(draw)["image"])
 
 
 def test_augmentation_changes_pixels_but_not_targets(plain: Split, augmented: Split) -> None:

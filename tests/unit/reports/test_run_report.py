@@ -255,6 +255,7 @@ def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     ("file", "content", "named"),
     [
         ("run.json", b"{", "run.json"),
+        ("run.json", b'{"format": 7}', "run.json: format"),
         ("metrics.jsonl", b"{}\nnonsense\n", "metrics.jsonl:2"),
         ("data.json", b"[]", "data.json"),
         ("evaluation/test.npz", b"PK nonsense", "test.npz"),
