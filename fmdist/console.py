@@ -5,7 +5,6 @@ Results go to stdout, progress to stderr. Logging handlers are the command line'
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -138,6 +137,8 @@ class Progress:
     def _draw(self, now: float) -> None:
         line = self._line(now - self._start)
         if self._live:
+            import shutil
+
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r\x1b[K{line[:width]}")
             _show(self)

@@ -21,6 +21,10 @@ from typing import Any
 from fmdist.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
 
 
 def sha256(path: Path) -> str:
@@ -101,7 +105,12 @@ def verify(folder: Path) -> dict[str, Any]:
         CheckpointError: naming the file that is missing, truncated or changed.
     """
     manifest = read_json(folder / MANIFEST)
-    for name, recorded in manifest["files"].items():
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(map(_is_recorded, files.values())):
+        raise CheckpointError(
+            field=str(folder / MANIFEST), problem="not a manifest: it doesn't say each file's bytes and sha256"
+        )
+    for name, recorded in files.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(field=str(file), problem="the file is missing from its directory")
@@ -135,9 +144,11 @@ def lock(folder: Path) -> Iterator[None]:
         CheckpointError: if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(
                 field=str(folder),
@@ -145,6 +156,23 @@ def lock(folder: Path) -> Iterator[None]:
                 fix="wait for it, or give this one another directory with -o",
             ) from None
         yield
+    finally:
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def _let_go() -> None:
+    # A forked worker shares its parent's lock, and would hold it on after the parent was killed.
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_recorded(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and "sha256" in entry
 
 
 def _sync(path: Path) -> None:

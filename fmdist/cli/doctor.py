@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,9 @@ def doctor(folder: Path) -> Answer:
 
     Versions, devices, compilers, extras, memory and disk; exits 1 if the core is broken.
     """
+    import platform
+    import shutil
+
     from fmdist import console
 
     broken: list[str] = []
@@ -54,6 +55,8 @@ def doctor(folder: Path) -> Answer:
 
 
 def _cpu() -> dict[str, Any]:
+    import platform
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     entries = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
@@ -119,6 +122,8 @@ def _memory() -> dict[str, int]:
 
 def _disk(folder: Path, broken: list[str]) -> dict[str, Any]:
     """Return the free space where runs go; the folder itself may not exist yet."""
+    import shutil
+
     place = folder.absolute()
     while not place.exists():
         place = place.parent

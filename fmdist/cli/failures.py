@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +38,8 @@ def guard(run: Callable[[], Any], words: list[str]) -> int:
         verbose = "--verbose" in words or "-v" in words
         failure = _explain(error, verbose)
         if verbose:
+            import traceback
+
             _write(traceback.format_exc().rstrip())
         if "--json" in words:
             sys.stdout.write(json.dumps(_to_json(error, failure), indent=2) + "\n")
@@ -76,6 +76,9 @@ def _usage(error: ClickException) -> Problem:
 
 
 def _keep_traceback(error: BaseException) -> str:
+    import tempfile
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(

@@ -20,7 +20,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,18 +71,17 @@ class Verb(click.Command):
         """Run the verb, write its answer to stdout and return the exit code."""
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         as_json, plugins = ctx.params.pop("as_json"), ctx.params.pop("plugins")
-        console.set_quiet(quiet)
-        _configure_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
         if plugins:
             from fmdist import component
 
             for folder in plugins:
                 component.add_plugin_folder(folder)
-        try:
-            answer: Answer = super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted(signal.SIGINT, saved="") from None
-        write(json.dumps(answer.data, indent=2, allow_nan=False) if as_json else answer.text)
+        with _talking(quiet, verbose):
+            try:
+                answer: Answer = super().invoke(ctx)
+            except KeyboardInterrupt:
+                raise Interrupted(signal.SIGINT, saved="") from None
+            write(json.dumps(answer.data, indent=2, allow_nan=False) if as_json else answer.text)
         return answer.exit_code
 
 
@@ -122,10 +122,19 @@ class _LogFormatter(logging.Formatter):
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
-def _configure_logging(level: int) -> None:
+@contextmanager
+def _talking(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Log to stderr and show progress as asked, for one command: tests and notebooks run several."""
+    logger = logging.getLogger("fmdist")
+    before = logger.handlers, logger.level, logger.propagate
     handler = _LogHandler(sys.stderr)
     handler.setFormatter(_LogFormatter())
-    logger = logging.getLogger("fmdist")
-    logger.handlers = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    console.set_quiet(quiet)
+    try:
+        yield
+    finally:
+        console.set_quiet(False)
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)

@@ -70,8 +70,9 @@ def _plugin_kinds() -> list[list[str]]:
     """Return (folder, group, kind) of the ``--plugins`` that this process has imported."""
     found = []
     for name, module in sys.modules.items():
-        if name.startswith("fmdist_plugins.") and module.__file__ is not None:
-            _, group, kind = name.split(".")
+        package, _, rest = name.partition(".")
+        group, _, kind = rest.partition(".")
+        if package == "fmdist_plugins" and kind and module.__file__ is not None:
             found.append([str(Path(module.__file__).parent.parent), group, kind])
     _name_packages(found)
     return found

@@ -8,9 +8,11 @@ compares every export with torch at two batch sizes in a fresh process.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,19 @@ def export_onnx(spec: ExportSpec, file: Path) -> None:
             torch.onnx.export(module, example, str(file), dynamo=False, dynamic_axes=axes, **names)
 
 
-def _dynamic_shapes(spec: ExportSpec) -> tuple[dict[int, Any], ...]:
+def _dynamic_shapes(spec: ExportSpec) -> tuple[Any, ...]:
+    """Return the free axes as `torch.export` wants them: shaped like the parameters of ``forward``."""
     # One Dim object per name: axes that share a name must stay equal.
     dims = {name: torch.export.Dim(name) for free in spec.dynamic_axes.values() for name in free.values()}
-    return tuple(
+    shapes = tuple(
         {axis: dims[dim] for axis, dim in spec.dynamic_axes.get(name, {}).items()}
         for name in spec.input_names
     )
+    kinds = [parameter.kind for parameter in inspect.signature(spec.module.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL in kinds:
+        fixed = kinds.index(Parameter.VAR_POSITIONAL)
+        return (*shapes[:fixed], shapes[fixed:])
+    return shapes
 
 
 @contextmanager
@@ -96,8 +104,11 @@ def _exporting(target: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            # The exporters wrap the reason in advice on how to report it.
+            cause = error.__cause__ or error
+            said = (str(cause).strip().splitlines() or [""])[0]
             raise CompressionError(
                 field=f"compress.export.{target}",
-                problem=f"the model can't be exported ({type(error).__name__}: {str(error).splitlines()[0]})",
+                problem=f"the model can't be exported ({type(cause).__name__}: {said})",
                 fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
             ) from error

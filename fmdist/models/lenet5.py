@@ -21,7 +21,8 @@ class Config(ModelConfig):
     def build(self, spec: DataSpec, outputs: int) -> nn.Sequential:
         """Return a module from (B, C, H, W) to (B, outputs)."""
         channels, height, width = image_input(spec, self.kind(), smallest=8)
-        pad = 2 if min(height, width) >= 28 else 4
+        side = min(height, width)
+        pad = 0 if side >= 32 else 2 if side >= 28 else 4
         after = [((size + 2 * pad - 4) // 2 - 4) // 2 for size in (height, width)]
         n = self.width
         return nn.Sequential(

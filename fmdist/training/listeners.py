@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from fmdist import storage
 if TYPE_CHECKING:
     from fmdist.console import Progress
     from fmdist.training.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 PROFILE_SKIP, PROFILE_STEPS = 5, 20
 """Steps left out of a profile while caches warm up, and steps traced."""
@@ -54,8 +57,12 @@ class MetricsFile:
         return self._path.stat().st_size
 
     def cut(self, size: int) -> None:
-        """Forget the records written after ``size`` bytes."""
-        if size < self._path.stat().st_size:
+        """Forget the records written after ``size`` bytes, and a torn last one if the file is shorter."""
+        found = self._path.stat().st_size
+        if found < size:
+            logger.warning("%s has lost records: %d bytes of %d are left", self._path, found, size)
+            size = self._path.read_bytes().rfind(b"\n") + 1
+        if size < found:
             os.truncate(self._path, size)
 
     def close(self) -> None:

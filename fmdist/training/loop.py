@@ -110,14 +110,13 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     if progress.position == plan.steps_per_epoch:
         start = (progress.epoch + 1, 0)
     rank, world_size = tools.context.rank, tools.context.world_size
-    batches = iter(
-        training_loader(
-            data.train, plan, start, config.epochs, rank, world_size, config.accumulate, config.workers
-        )
+    loader = training_loader(
+        data.train, plan, start, config.epochs, rank, world_size, config.accumulate, config.workers
     )
     generator = torch.Generator()
 
     with StopRequest() as stop:
+        batches = iter(loader)
         while progress.epoch < config.epochs and not progress.stopped_early:
             for module in roles.values():
                 module.train()
@@ -171,8 +170,10 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
             progress.epoch, progress.position = progress.epoch + 1, 0
             ended = progress.epoch == config.epochs or progress.stopped_early or stop.signal is not None
             improved = score is not None and progress.best_step == progress.step
+            due = progress.epoch % config.checkpoint.every_epochs == 0 or config.checkpoint.due(progress.step)
             checkpoint = None
-            if ended or improved or progress.epoch % config.checkpoint.every_epochs == 0:
+            # Nothing to add if this step was saved before an evaluation that is no longer asked for.
+            if (ended or improved or due) and (score is not None or saved_step != progress.step):
                 checkpoint = save(score)
             if tools.context.report is not None and score is not None:
                 tools.context.report(progress.metrics, checkpoint)
@@ -220,8 +221,11 @@ def _judge(metrics: dict[str, float], task: Task, config: TrainConfig, progress:
     """Note an evaluation in ``progress`` and return the score by which checkpoints are chosen."""
     name, mode = task.primary
     score = metrics[name]
-    if not math.isfinite(score):
-        raise TrainingError(problem=f"the validation metric '{name}' is not finite", fix="lower train.lr")
+    if wrong := [metric for metric, value in metrics.items() if not math.isfinite(value)]:
+        raise TrainingError(
+            problem=f"on the validation split these metrics are not finite: {', '.join(wrong)}",
+            fix="lower train.lr, set train.clip_norm or warm up longer",
+        )
     progress.metrics = metrics
     margin = config.early_stopping.min_delta if config.early_stopping else 0.0
     sign = 1 if mode == "max" else -1

@@ -39,7 +39,7 @@ class PhaseTrainer:
     sums: dict[str, float] = field(default_factory=dict)
     counted: float = 0.0
     grad_norm: float | None = None
-    """Before clipping, of the last step; None without clipping."""
+    """Before clipping, of the last step where it was finite; None without clipping."""
 
     def step(
         self,
@@ -72,9 +72,10 @@ class PhaseTrainer:
         loss_sum = sums["loss"].item()
         finite = math.isfinite(loss_sum)
         if self.config.clip_norm is not None and finite:
-            self.grad_norm = self.engine.clip(self.optimizer, self.config.clip_norm)
+            norm = self.engine.clip(self.optimizer, self.config.clip_norm)
             # Under a loss scaler an infinite norm is everyday: the scaler skips that update by itself.
-            finite = math.isfinite(self.grad_norm) or self.engine.scaled
+            finite = math.isfinite(norm) or self.engine.scaled
+            self.grad_norm = norm if math.isfinite(norm) else self.grad_norm
         if not finite:
             self._refuse(loss_sum / total)
             return
@@ -98,7 +99,12 @@ class PhaseTrainer:
 
     def state(self) -> dict[str, object]:
         """Return what a checkpoint must know, as JSON."""
-        return {"skipped": self.skipped, "sums": self.sums, "counted": self.counted}
+        return {
+            "skipped": self.skipped,
+            "sums": self.sums,
+            "counted": self.counted,
+            "grad_norm": self.grad_norm,
+        }
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned."""

@@ -88,6 +88,8 @@ def test_missing_extras_are_named(folder: Path) -> None:
         require("no-such-thing", needed_by="this test")
 
 
-def test_a_kind_of_a_package_is_imported_by_name() -> None:
-    kind = Kind("mlp", "models", "fmdist.models.mlp", "", ())
-    assert load(kind).__module__ == "fmdist.models.mlp"
+def test_a_kind_of_a_package_is_imported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_package_of_a_test.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(Kind("toy", "models", "toy_package_of_a_test", "", ()))
+    assert config.__module__ == "toy_package_of_a_test"

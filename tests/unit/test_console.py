@@ -17,7 +17,7 @@ class _Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fmdist.console.time.monotonic", lambda: now[0])
     yield now
     console.set_quiet(False)
 
@@ -48,7 +48,7 @@ def test_human_duration(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
 
 
-ROWS = [["a", 0.98765, "x"], ["long name", None, "[b]y"]]
+ROWS: list[list[object]] = [["a", 0.98765, "x"], ["long name", None, "[b]y"]]
 
 
 def test_plain_table_aligns_numbers_right() -> None:

@@ -87,9 +87,13 @@ def test_a_directory_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_nothing_remains_of_a_directory_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(_StopError), storage.committed_directory(tmp_path / "one", {}) as folder:
-        (folder / "x").write_text("x")
-        raise _StopError
+    def fill() -> None:
+        with storage.committed_directory(tmp_path / "one", {}) as folder:
+            (folder / "x").write_text("x")
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        fill()
     assert _names(tmp_path) == []
 
 

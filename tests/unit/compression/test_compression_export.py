@@ -61,6 +61,28 @@ def test_exporting_leaves_the_module_as_it_was(subject: Subject, tmp_path: Path)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+class TakesAll(nn.Module):
+    """Adds what it is given, however many."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat([value.flatten(1) for value in inputs], dim=1) * 2
+
+
+def test_a_forward_of_any_number_of_inputs_keeps_its_free_batch(tmp_path: Path) -> None:
+    spec = ExportSpec(
+        module=TakesAll(),
+        example_inputs=lambda batch: (torch.ones(batch, 3), torch.ones(batch, 2)),
+        input_names=("left", "right"),
+        dynamic_axes={name: {0: "batch"} for name in ("left", "right", "output")},
+    )
+    export_onnx(spec, tmp_path / "model.onnx")
+    export_openvino(spec, tmp_path / "model.xml")
+    inputs = {"left": np.ones((7, 3), np.float32), "right": np.zeros((7, 2), np.float32)}
+    for file, runtime in (("model.onnx", "onnxruntime"), ("model.xml", "openvino")):
+        outputs = open_model(tmp_path / file, runtime, "f32").run(inputs)
+        np.testing.assert_array_equal(outputs, [[2, 2, 2, 0, 0]] * 7)
+
+
 class Unexportable(nn.Module):
     """Fails whoever runs it."""
 

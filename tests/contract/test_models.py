@@ -1,0 +1,196 @@
+"""What every model kind promises; a new file in `fmdist/models` is tested here as soon as it exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmdist import component
+from fmdist.compression.export import export_onnx, export_openvino
+from fmdist.contracts import DataSpec, InputSpec, TargetSpec
+from fmdist.deployment.runtime import open_model
+from fmdist.errors import CapabilityError, CheckpointError
+from fmdist.models.base import ModelConfig
+from fmdist.training.checkpoint import load_weights
+
+OUTPUTS = 4
+TOLERANCE = 1e-5
+
+
+def spec_of(*shapes: tuple[int, ...]) -> DataSpec:
+    names = ("image", "row") if len(shapes[0]) == 3 else ("row", "image")
+    inputs = tuple(InputSpec(name, shape) for name, shape in zip(names, shapes, strict=False))
+    return DataSpec(inputs, TargetSpec("class", tuple("abcd")), size=8, counts=(2, 2, 2, 2))
+
+
+SPECS = {"grey": spec_of((1, 28, 28)), "colour": spec_of((3, 32, 32)), "table": spec_of((7,))}
+
+
+def config_of(kind: str) -> ModelConfig:
+    made: ModelConfig = component.load(component.find("models", kind)).model_validate({})
+    return made
+
+
+def build(kind: str, spec: DataSpec, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return config_of(kind).build(spec, OUTPUTS)
+
+
+def accepted() -> Iterator[tuple[str, str]]:
+    """Yield every kind with the sorts of data that it takes."""
+    for kind in component.kinds("models"):
+        for name, spec in SPECS.items():
+            try:
+                config_of(kind).build(spec, OUTPUTS)
+            except CapabilityError:
+                continue
+            yield kind, name
+
+
+KINDS = sorted(component.kinds("models"))
+CASES = list(accepted())
+each_case = pytest.mark.parametrize(("kind", "data"), CASES)
+
+
+def inputs(data: str, batch: int, seed: int = 1) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, *item.shape, generator=generator) for item in SPECS[data].inputs)
+
+
+def trained(kind: str, data: str) -> nn.Module:
+    """Return a model whose normalization has seen data, in evaluation mode."""
+    model = build(kind, SPECS[data])
+    with torch.no_grad():
+        for step in range(3):
+            model(*inputs(data, 8, seed=10 + step))
+    return model.eval()
+
+
+def test_every_kind_takes_some_data() -> None:
+    assert sorted({kind for kind, _ in CASES}) == KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config_survives_the_recipe(kind: str) -> None:
+    config = config_of(kind)
+    written = json.loads(json.dumps(config.to_recipe()))
+    assert written.pop("kind") == kind
+    assert type(config).model_validate_json(json.dumps(written)) == config
+
+
+@each_case
+@pytest.mark.parametrize("batch", [2, 5])
+def test_forward_gives_outputs_per_sample(kind: str, data: str, batch: int) -> None:
+    outputs = build(kind, SPECS[data])(*inputs(data, batch))
+    assert outputs.shape == (batch, OUTPUTS)
+    assert outputs.dtype == torch.float32
+    assert torch.isfinite(outputs).all()
+
+
+@each_case
+def test_every_parameter_gets_a_gradient(kind: str, data: str) -> None:
+    model = build(kind, SPECS[data])
+    target = torch.arange(16) % OUTPUTS
+    functional.cross_entropy(model(*inputs(data, 16)), target).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@each_case
+def test_the_seed_decides_the_weights(kind: str, data: str) -> None:
+    first, again, other = (build(kind, SPECS[data], seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+@each_case
+def test_weights_survive_a_file(kind: str, data: str, tmp_path: Path) -> None:
+    model, other = trained(kind, data), build(kind, SPECS[data], seed=9).eval()
+    save_model(model, str(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        expected = model(*inputs(data, 4))
+        assert not torch.equal(other(*inputs(data, 4)), expected)
+        load_weights(other, tmp_path / "model.safetensors")
+        assert torch.equal(other(*inputs(data, 4)), expected)
+
+
+@each_case
+def test_weights_of_another_size_are_refused(kind: str, data: str, tmp_path: Path) -> None:
+    wider = config_of(kind).build(SPECS[data], OUTPUTS + 1)
+    save_model(wider, str(tmp_path / "model.safetensors"))
+    with pytest.raises(CheckpointError, match="don't fit the model of the recipe"):
+        load_weights(build(kind, SPECS[data]), tmp_path / "model.safetensors")
+
+
+@each_case
+def test_a_sample_does_not_depend_on_its_neighbours(kind: str, data: str) -> None:
+    model = trained(kind, data)
+    with torch.no_grad():
+        together = model(*inputs(data, 6))
+        alone = torch.cat([model(*(value[row : row + 1] for value in inputs(data, 6))) for row in range(6)])
+    assert (together - alone).abs().max() <= TOLERANCE * together.abs().max()
+
+
+@each_case
+def test_exports_say_how_they_are_called(kind: str, data: str) -> None:
+    model = build(kind, SPECS[data])
+    exports = config_of(kind).exports({"model": model}, SPECS[data])
+    assert exports
+    for export in exports.values():
+        small, large = export.probe_batches
+        assert small != large
+        assert set(export.dynamic_axes) <= {*export.input_names, *export.output_names}
+        for batch in export.probe_batches:
+            example = export.example_inputs(batch)
+            assert len(example) == len(export.input_names)
+            assert all(
+                torch.equal(a, b) for a, b in zip(example, export.example_inputs(batch), strict=True)
+            )
+            assert len(export.module(*example)) == batch
+
+
+@pytest.mark.slow
+@each_case
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_exports_equal_torch(kind: str, data: str, runtime: str, tmp_path: Path) -> None:
+    exports = config_of(kind).exports({"model": trained(kind, data)}, SPECS[data])
+    for name, export in exports.items():
+        file = tmp_path / f"{name}.{'xml' if runtime == 'openvino' else 'onnx'}"
+        (export_openvino if runtime == "openvino" else export_onnx)(export, file)
+        session = open_model(file, runtime, "f32", threads=1)
+        for batch in export.probe_batches:
+            example = export.example_inputs(batch)
+            with torch.no_grad():
+                expected = export.module(*example).numpy()
+            fed = {
+                name: value.numpy() for name, value in zip(export.input_names, example, strict=True)
+            }
+            outputs = session.run(fed)
+            assert outputs.shape == expected.shape
+            assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_inputs_are_refused(kind: str) -> None:
+    shape = SPECS[next(data for name, data in CASES if name == kind)].inputs[0].shape
+    with pytest.raises(CapabilityError, match="takes one input and the data has several"):
+        config_of(kind).build(spec_of(shape, (7,)), OUTPUTS)
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind in KINDS if (kind, "table") not in CASES}))
+def test_image_models_say_what_they_read(kind: str) -> None:
+    with pytest.raises(CapabilityError, match="reads images"):
+        config_of(kind).build(SPECS["table"], OUTPUTS)
+    with pytest.raises(CapabilityError, match="images of at least"):
+        config_of(kind).build(spec_of((1, 1, 1)), OUTPUTS)
