@@ -1,6 +1,6 @@
 """CPU seconds that light commands take from start to end.
 
-Run with ``python benchmarks/cli_startup.py``; takes about 5 s. Each command runs once to warm the file cache
+Run with ``python -m benchmarks.cli_startup``; takes about 5 s. Each command runs once to warm the file cache
 and then ten times; counted is the user and system time of the process and its children.
 """
 
@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness import spread, write_results
+from benchmarks.harness import spread, write_results
 
 COMMANDS = (("--help",), ("train", "--help"), ("list", "models"))
 RUNS = 10

@@ -108,7 +108,8 @@ def verify(folder: Path) -> dict[str, Any]:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not all(map(_is_recorded, files.values())):
         raise CheckpointError(
-            field=str(folder / MANIFEST), problem="not a manifest: it doesn't say each file's bytes and sha256"
+            field=str(folder / MANIFEST),
+            problem="not a manifest: it doesn't say each file's bytes and sha256",
         )
     for name, recorded in files.items():
         file = folder / name

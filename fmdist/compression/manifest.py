@@ -34,9 +34,9 @@ may be missing; every other key is always there.
         drop            by how much `value` is worse than torch's, >= 0 if worse, in the metric's own units
         bytes, gzip_bytes    of the files that the runtime needs (torch: model.safetensors)
         size_ratio      bytes / bytes of the same runtime's fp32
-        latency_ms      {median, p10} of one sample   \
-        throughput_per_s  samples per second           } null if this row was not measured
-        speedup         torch's median / this median  /
+        latency_ms      {median, p10} of one sample
+        throughput_per_s  samples per second, at the benchmark's batch size
+        speedup         torch's median latency / this one's
     parity            rows: {runtime, batch, max_abs_difference, max_abs_reference, relative, tolerance};
                       FP32 (float32 asked for) against torch; relative = difference / reference
     validation        {torch: {name: value}, size}: the original on the split that chose candidates
@@ -52,8 +52,8 @@ may be missing; every other key is always there.
         before, after   {runtime: {value, drop, bytes, gzip_bytes, latency_ms, throughput_per_s}}; on the test
                         split at the default precision; `before` is fp32
     stages            rows {name, seconds}: every stage, in order
-    benchmark         {threads, batch_size, samples: {row: n}, torch_threads}
-    evaluation        {test_size, validation_size, calibration_size, split_sha256: {split: hash}}
+    benchmark         {threads, batch_size, samples: {"runtime-variant-precision": n}, torch_threads}
+    evaluation        {test_size, validation_size, calibration_size, split_sha256: {split: hash} or null}
     hardware          {cpu, cores, flags: [...], system}
     versions          {python, fmdist, torch, openvino?, onnx?, onnxruntime?, nncf?, numpy}
     recipe            the resolved recipe

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from fmdist.errors import DependencyMissing, RecipeError
 from fmdist.recipe import overrides, reader
@@ -38,7 +38,8 @@ def parse(
     and strings where paths are. A section that is written without content means its default.
 
     Args:
-        values: the recipe as plain values, from `reader.read` and `overrides.apply`.
+        values: the recipe as plain values, from `reader.read` and `overrides.apply`; from Python, paths and
+            tuples may be among them.
         sections: what a recipe may hold, by top-level key.
         lines: where each value was written, for messages.
 
@@ -55,7 +56,7 @@ def parse(
     # Refused everywhere, since a field that takes any value would let them through.
     found = {keys: Found(keys, not_finite(keys, full, lines)) for keys in _not_finite(full, ())}
     try:
-        recipe = model.model_validate_json(json.dumps(full))
+        recipe = model.model_validate_json(to_json(full, inf_nan_mode="constants", fallback=repr))
     except ValidationError as error:
         mistakes = list(found.values())
         mistakes += [one for one in explain(error, model, full, lines) if one.keys not in found]

@@ -74,13 +74,12 @@ class Regression(SupervisedTask):
 
     def metrics(self) -> MetricCollection:
         """Return loss, RMSE, MAE and R2 (uniform average over targets)."""
-        size = len(self.spec.target.names)
         return MetricCollection(
             {
                 "loss": SummedLoss(lambda outputs, target: self._loss_sum(outputs, target)),
                 "rmse": MeanSquaredError(squared=False),
                 "mae": MeanAbsoluteError(),
-                "r2": R2Score() if size > 1 else _SingleR2(),
+                "r2": _R2(),
             },
             compute_groups=False,
         )
@@ -107,8 +106,9 @@ class Regression(SupervisedTask):
         return losses_BK.mean(dim=1).sum(), len(target_BK)
 
 
-class _SingleR2(R2Score):
-    """R2 of one target, whose (B, 1) torchmetrics wants as (B,)."""
+class _R2(R2Score):
+    """R2 in float64, since it subtracts sums of squares; torchmetrics wants one target's (B, 1) as (B,)."""
 
     def update(self, outputs: Tensor, target: Tensor) -> None:
+        outputs, target = outputs.double(), target.double()
         super().update(outputs.squeeze(1), target.squeeze(1))

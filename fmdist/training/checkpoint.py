@@ -6,7 +6,7 @@
         <role>.safetensors            weights and buffers of each role
         ema.<role>.safetensors        their moving average, where there is one
         optimizer.<role>.safetensors  the optimizer's tensors; its numbers stand in state.json
-        state.json                    position, best score, early stopping, scaler
+        state.json                    step, score, position, early stopping, scaler, recipe, versions
         manifest.json                 SHA-256 of every file, written last: the commit
 """
 
@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,10 +34,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from fmdist import storage
 from fmdist.errors import CheckpointError
-from fmdist.training.config import CheckpointConfig
+from fmdist.training.config import RESUMABLE, CheckpointConfig
 
 FORMAT = 1
 """Version of the directory's layout; an unknown one is refused by name."""
+
+STATE = "state.json"
 
 _NAME = re.compile(r"step-\d{10}(-evaluated)?")
 
@@ -63,19 +68,30 @@ class Saved:
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: Path, mode: str, config: CheckpointConfig) -> None:
+    Args:
+        folder: where they are kept.
+        mode: ``max`` if more of the score is better, else ``min``.
+        config: which are kept.
+        origin: ``recipe`` (resolved) and ``versions``, stored in each; those of another recipe are refused.
+    """
+
+    def __init__(
+        self, folder: Path, mode: str, config: CheckpointConfig, origin: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self._mode = mode
         self._config = config
+        self._origin = dict(origin or {})
 
     def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
         """Commit a checkpoint of optimizer step ``step`` and apply the retention; return its folder."""
         path = self.folder / f"step-{step:010d}{'' if score is None else '-evaluated'}"
         numbers: dict[str, Any] = {}
-        facts = {"format": FORMAT, "kind": "checkpoint", "step": step, "score": score}
-        with storage.committed_directory(path, facts) as folder:
+        facts = {"step": step, "score": score, **self._origin}
+        commit = {"format": FORMAT, "kind": "checkpoint"}
+        with storage.committed_directory(path, commit) as folder, _os_errors(path):
             for role, module in trainables.roles.items():
                 save_model(module, str(folder / f"{role}.safetensors"))
             for role, average in trainables.averages.items():
@@ -84,7 +100,8 @@ class CheckpointStore:
                 tensors, numbers[role] = _split_optimizer(optimizer.state_dict())
                 save_file(tensors, str(folder / f"optimizer.{role}.safetensors"))
             averaged = {role: int(average.n_averaged) for role, average in trainables.averages.items()}
-            storage.write_json(folder / "state.json", {**state, "optimizers": numbers, "averaged": averaged})
+            state = {**facts, **state, "optimizers": numbers, "averaged": averaged}
+            storage.write_json(folder / STATE, state)
         self._retain()
         return path
 
@@ -94,22 +111,22 @@ class CheckpointStore:
         A damaged one is named in a warning and set aside as ``step-N.corrupt``.
 
         Raises:
-            CheckpointError: if there are checkpoints and all are damaged, or one is of another format.
+            CheckpointError: if there are checkpoints and all are damaged, or the newest whole one is of an
+                unknown format or another recipe.
         """
         storage.remove_leftovers(self.folder)
-        found = self._steps()
-        reasons = []
-        for path in reversed(found):
+        for path in reversed(self._steps()):
             try:
-                return _describe(path)
+                storage.verify(path)
             except CheckpointError as error:
-                reasons.append(str(error))
-                logger.warning("%s. Going back to the checkpoint before it", error)
-                _set_aside(path)
-        if reasons:
+                aside = _set_aside(path)
+                logger.warning("%s. Set aside as %s; going back to the one before it", error, aside.name)
+                continue
+            return self._describe(path)
+        if damaged := sorted(path.name for path in self.folder.glob("step-*.corrupt")):
             raise CheckpointError(
                 field=str(self.folder),
-                problem=f"all {len(reasons)} checkpoints are damaged: {'; '.join(reasons)}",
+                problem=f"all checkpoints are damaged: {', '.join(damaged)}",
                 fix="restore one from a backup, or remove the run's folder to start over",
             )
         return None
@@ -119,10 +136,11 @@ class CheckpointStore:
         best: Saved | None = None
         for path in self._steps():
             try:
-                saved = _describe(path)
+                storage.verify(path)
             except CheckpointError as error:
                 logger.warning("%s. It can't be chosen as the best", error)
                 continue
+            saved = self._describe(path)
             if saved.score is not None and (
                 best is None or best.score is None or self._better_or_equal(saved.score, best.score)
             ):
@@ -137,14 +155,34 @@ class CheckpointStore:
             load_weights(average.module, saved.path / f"ema.{role}.safetensors")
             average.n_averaged.fill_(saved.state["averaged"][role])
         for role, optimizer in trainables.optimizers.items():
-            tensors = load_file(str(saved.path / f"optimizer.{role}.safetensors"))
             try:
+                tensors = load_file(str(saved.path / f"optimizer.{role}.safetensors"))
                 optimizer.load_state_dict(_join_optimizer(tensors, saved.state["optimizers"][role]))
-            except (KeyError, ValueError) as error:
+            except (FileNotFoundError, KeyError, ValueError) as error:
                 raise CheckpointError(
                     field=str(saved.path),
                     problem=f"the optimizer of '{role}' doesn't fit the recipe ({error})",
                 ) from None
+
+    def _describe(self, path: Path) -> Saved:
+        manifest = storage.read_json(path / storage.MANIFEST)
+        if manifest.get("format") != FORMAT:
+            raise CheckpointError(
+                field=str(path),
+                problem="a checkpoint of an unknown format",
+                value=manifest.get("format"),
+                allowed=str(FORMAT),
+                fix="use the fmdist version that wrote it, or move it away to go on from the one before it",
+            )
+        state = storage.read_json(path / STATE)
+        was, now = state.get("recipe"), self._origin.get("recipe")
+        if was is not None and now is not None and (changed := differences(was, now)):
+            raise CheckpointError(
+                field=str(path),
+                problem=f"a checkpoint of another recipe: it differs in {', '.join(changed)}",
+                fix="move it out of this run's folder",
+            )
+        return Saved(path, state["step"], state["score"], state)
 
     def _better_or_equal(self, score: float, other: float) -> bool:
         return score >= other if self._mode == "max" else score <= other
@@ -154,10 +192,9 @@ class CheckpointStore:
 
     def _retain(self) -> None:
         steps = self._steps()
-        scores = {path: storage.read_json(path / storage.MANIFEST).get("score") for path in steps}
-        scored = [path for path in steps if scores[path] is not None]
+        scores = {path: score for path in steps if (score := _score(path)) is not None}
         choose = max if self._mode == "max" else min
-        best = choose(reversed(scored), key=lambda path: scores[path]) if scored else None
+        best = choose(reversed(scores), key=scores.__getitem__) if scores else None
         limit = self._config.max_age_hours
         oldest = 0.0 if limit is None else time.time() - 3600 * limit
         for position, path in enumerate(steps):
@@ -185,24 +222,51 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ) from None
 
 
-def _describe(path: Path) -> Saved:
-    manifest = storage.verify(path)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            field=str(path),
-            problem="a checkpoint of an unknown format",
-            value=manifest.get("format"),
-            allowed=str(FORMAT),
-            fix="use the fmdist version that wrote it",
-        )
-    return Saved(path, manifest["step"], manifest["score"], storage.read_json(path / "state.json"))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys of two recipes that differ and that may not change when a run is resumed."""
+    return [key for key in _changed(old, new, "") if not _may_change(key)]
 
 
-def _set_aside(path: Path) -> None:
+def _changed(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("kind") == new.get("kind"):
+        for key in sorted(set(old) | set(new)):
+            yield from _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path
+
+
+def _may_change(key: str) -> bool:
+    section, _, rest = key.partition(".")
+    return section == "compress" or (section == "train" and rest.partition(".")[0] in RESUMABLE)
+
+
+def _score(path: Path) -> float | None:
+    """Return a checkpoint's score; None too if it is damaged, which is no reason to stop training."""
+    try:
+        score: float | None = storage.read_json(path / STATE)["score"]
+    except (CheckpointError, KeyError, TypeError) as error:
+        logger.warning("%s: no score can be read (%s)", path, error)
+        return None
+    return score
+
+
+def _set_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.corrupt")
     if aside.exists():
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.corrupt")
-    path.rename(aside)
+    return path.rename(aside)
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Turn what safetensors makes of a full disk back into the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -60,7 +60,9 @@ class Engine:
             return
         # The quotient's gradient given directly: a division on the graph would cost two more kernels.
         if (share := self._shares.get(count)) is None:
-            share = self._shares[count] = torch.tensor(1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device)
+            share = self._shares[count] = torch.tensor(
+                1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device
+            )
         torch.autograd.backward(loss_sum, share)
 
     def clip(self, optimizer: Optimizer, max_norm: float) -> float:

@@ -15,11 +15,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ import torch
 
 from fmdist import storage
 from fmdist.contracts import Task
-from fmdist.errors import CheckpointError, Interrupted, did_you_mean
+from fmdist.errors import CheckpointError, DataError, Interrupted, did_you_mean
 from fmdist.recipe.reader import read
 from fmdist.recipe.resolved import fingerprint, to_yaml
-from fmdist.training.checkpoint import CheckpointStore, Saved, load_weights
+from fmdist.training.checkpoint import CheckpointStore, Saved, differences, load_weights
 from fmdist.training.config import RESUMABLE, CheckpointConfig
 from fmdist.training.loop import Progress
 
@@ -43,8 +44,10 @@ SIGNATURE = "signature.json"
 DATA = "data.json"
 CHECKPOINTS = "checkpoints"
 
-_OWN = frozenset({".lock", "quarantine.jsonl"})
+_OWN = frozenset({storage.LOCK, "quarantine.jsonl"})
 """Files that a run may leave before it has begun."""
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -52,7 +55,6 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
         self.path = path
-        self._began = time.time()
         self.record: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe["name"],
@@ -62,8 +64,10 @@ class RunFolder:
             "versions": versions(),
             "hardware": hardware(),
         }
+        self.origin = {"recipe": recipe, "versions": self.record["versions"]}
+        """What a checkpoint says of where it came from."""
         if (path / RECORD).exists():
-            self.record["created"] = storage.read_json(path / RECORD)["created"]
+            self.record["created"] = read_run(path).get("created", self.record["created"])
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Rewrite ``run.json`` with a status and further values."""
@@ -80,31 +84,56 @@ def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
             run, or a finished run.
     """
     fresh = not path.exists()
+    if not fresh:
+        _check(path, recipe)  # before the lock leaves its file in a folder that is none of ours
     with storage.lock(path):
         _check(path, recipe)
+        storage.remove_leftovers(path)
         run = RunFolder(path, recipe)
         try:
             yield run
         except (Interrupted, KeyboardInterrupt):
-            run.write("interrupted", {})
+            _write_last(run, "interrupted")
             raise
         except BaseException:
             if (path / RECORD).exists():
-                run.write("failed", {})
-            elif fresh and {file.name for file in path.iterdir()} <= {".lock"}:
-                (path / ".lock").unlink()
+                _write_last(run, "failed")
+            elif fresh and {file.name for file in path.iterdir()} <= {storage.LOCK}:
+                (path / storage.LOCK).unlink()
                 path.rmdir()
             raise
+
+
+def _write_last(run: RunFolder, status: str) -> None:
+    try:
+        run.write(status, {})
+    except OSError as error:  # a full disk: what ended the run is worth more than this
+        logger.warning("%s: the status '%s' could not be written (%s)", run.path / RECORD, status, error)
 
 
 def begin(
     run: RunFolder, recipe: Mapping[str, Any], signature: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
-    """Write what stands before the first step: from here on the folder is a run."""
+    """Write what stands before the first step: from here on the folder is a run.
+
+    ``run.json`` comes first: a kill in between must leave neither files without a run, nor a recipe with more
+    epochs beside a run that says it is finished.
+
+    Raises:
+        DataError: if the run goes on from a checkpoint and the data is no longer what it was.
+    """
+    if (run.path / CHECKPOINTS).is_dir() and (run.path / DATA).is_file():
+        was, now = storage.read_json(run.path / DATA).get("sha256", {}), data.get("sha256", {})
+        if changed := [split for split in was if was[split] != now.get(split)]:
+            raise DataError(
+                field=str(run.path),
+                problem=f"the data has changed since the run began: another {' and '.join(changed)} split",
+                fix="restore the data, or give another directory with -o",
+            )
+    run.write("running", {})
     storage.write_text(run.path / RECIPE, to_yaml(recipe))
     storage.write_json(run.path / SIGNATURE, signature)
     storage.write_json(run.path / DATA, data)
-    run.write("running", {})
 
 
 def summary(progress: Progress, task: Task) -> dict[str, Any]:
@@ -136,7 +165,16 @@ def read_run(path: Path) -> dict[str, Any]:
             allowed=", ".join(sorted(siblings)),
             fix=did_you_mean(path.name, siblings),
         )
-    record = storage.read_json(path / RECORD)
+    try:
+        record = storage.read_json(path / RECORD)
+    except CheckpointError:
+        record = None
+    if not isinstance(record, dict) or "status" not in record:
+        raise CheckpointError(
+            field=str(path / RECORD),
+            problem="the file is damaged: it holds no run's record",
+            fix="remove this file: the same command then goes on from the checkpoints",
+        )
     if record.get("format") != FORMAT:
         raise CheckpointError(
             field=str(path / RECORD),
@@ -182,7 +220,8 @@ def load_best(path: Path, task: Task) -> Saved:
         CheckpointError: if there is no whole checkpoint with a score, or it is another model's.
     """
     read_run(path)
-    store = CheckpointStore(path / CHECKPOINTS, task.primary[1], CheckpointConfig())
+    origin = {"recipe": read(path / RECIPE).values}
+    store = CheckpointStore(path / CHECKPOINTS, task.primary[1], CheckpointConfig(), origin)
     saved = store.best()
     if saved is None:
         raise CheckpointError(
@@ -219,14 +258,13 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys whose values differ and that may not change when a run is resumed."""
-    return [key for key in _changed(old, new, "") if not _may_change(key)]
-
-
 def _check(path: Path, recipe: Mapping[str, Any]) -> None:
-    if not (path / RECORD).exists():
-        if others := sorted(file.name for file in path.iterdir() if file.name not in _OWN):
+    if not path.is_dir():
+        raise CheckpointError(field=str(path), problem="not a directory", fix="give another with -o")
+    names = {file.name for file in path.iterdir()}
+    # A run whose record was removed keeps its lock file; elsewhere recipe.yaml may be anyone's.
+    if RECORD not in names and not names >= {storage.LOCK, RECIPE}:
+        if others := sorted(name for name in names - _OWN if not fnmatch(name, f".{RECORD}.*.tmp")):
             raise CheckpointError(
                 field=str(path),
                 problem="the output directory is not empty and holds no run",
@@ -234,7 +272,9 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
                 fix="give another with -o",
             )
         return
-    record = read_run(path)
+    record = read_run(path) if RECORD in names else {"status": "unknown"}
+    if RECIPE not in names:  # killed before the recipe was written
+        return
     old = read(path / RECIPE).values
     if changed := differences(old, recipe):
         raise CheckpointError(
@@ -250,19 +290,6 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
             problem="the run is finished",
             fix="raise train.epochs to train on, or give another directory with -o or another name",
         )
-
-
-def _changed(old: Any, new: Any, path: str) -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("kind") == new.get("kind"):
-        for key in sorted(set(old) | set(new)):
-            yield from _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path
-
-
-def _may_change(key: str) -> bool:
-    section, _, rest = key.partition(".")
-    return section == "compress" or (section == "train" and rest.partition(".")[0] in RESUMABLE)
 
 
 def _now() -> str:

@@ -48,7 +48,7 @@ def train_run(
         if profile:
             watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
             listeners.append(profiler)
-        store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint)
+        store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
         tools = Equipment(working, store, metrics, listeners, watch, context)
         parameters = sum(parameter_count(module) for module in task.roles().values())
         run.write("running", {"parameters": parameters})

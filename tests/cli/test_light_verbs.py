@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_doctor_says_what_is_broken(capsys: pytest.CaptureFixture[str], tmp_path
     assert "is not writable" in out
 
 
-def _record(folder: Path, name: str, **changed: Any) -> None:
+def _record(folder: Path, name: str, changed: Mapping[str, Any] | None = None) -> None:
+    changed = changed or {}
     run = {
         "format": 1,
         "name": name,
@@ -150,7 +152,7 @@ def _record(folder: Path, name: str, **changed: Any) -> None:
         "metrics": {"accuracy": 0.9},
     }
     (folder / name).mkdir(parents=True)
-    (folder / name / "run.json").write_text(json.dumps(run | changed))
+    (folder / name / "run.json").write_text(json.dumps({**run, **changed}))
     (folder / name / "recipe.yaml").write_text(
         f"name: {name}\ntrain: {{lr: {changed.get('seconds', 1)}, epochs: 3}}\n"
     )
@@ -159,14 +161,14 @@ def _record(folder: Path, name: str, **changed: Any) -> None:
 def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _record(tmp_path, "one")
     nothing = {"name": "accuracy", "mode": "max", "value": None}
-    _record(tmp_path, "two", status="interrupted", seconds=3700.0, primary=nothing)
+    _record(tmp_path, "two", {"status": "interrupted", "seconds": 3700.0, "primary": nothing})
     code, out, _ = _run(capsys, "runs", str(tmp_path))
     lines = out.splitlines()
     assert code == 0
     assert lines[1].split()[:6] == ["one", "finished", "3", "120", "accuracy", "0.9"]
     assert "1 min 00 s" in lines[1]
     assert lines[2].split()[:5] == ["two", "interrupted", "3", "120", "-"]
-    assert "1 h 02 min" in lines[2]
+    assert "1 h 01 min" in lines[2]
     assert [run["name"] for run in _json(capsys, "runs", str(tmp_path))] == ["one", "two"]
 
 
@@ -176,7 +178,7 @@ def test_runs_of_an_empty_folder(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_compare(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _record(tmp_path, "one")
-    _record(tmp_path, "two", seconds=2.0, metrics={"accuracy": 0.95, "f1": 0.5})
+    _record(tmp_path, "two", {"seconds": 2.0, "metrics": {"accuracy": 0.95, "f1": 0.5}})
     compared = _json(capsys, "runs", str(tmp_path), "--compare", "one", str(tmp_path / "two"))
     assert compared["recipe"] == {"name": ["one", "two"], "train.lr": [1, 2.0]}
     assert compared["metrics"] == {"accuracy": [0.9, 0.95], "f1": [None, 0.5]}

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 FAST = BenchmarkConfig(samples=10, batch_size=16)
 QUICK = CompressConfig(
-    passes=(quantize.Config(presets=("mixed",), bias_correction=("none",)),),
+    passes=(quantize.Config(ranges=("mean",), bias_correction=("none",)),),
     runtimes=("openvino",),
     calibration_samples=50,
     benchmark=FAST,
@@ -266,8 +266,8 @@ def test_a_missed_budget_leaves_no_artifact(
     monkeypatch.setattr(
         pipeline, "_workbench", lambda *arguments: replace(workbench(*arguments), max_drop=-1.0)
     )
-    passes = (quantize.Config(presets=("mixed",), bias_correction=("none",), accuracy_control=False),)
-    with pytest.raises(CompressionError, match="mixed none bias correction"):
+    passes = (quantize.Config(ranges=("mean",), bias_correction=("none",), accuracy_control=False),)
+    with pytest.raises(CompressionError, match="mixed, mean ranges, none bias correction"):
         compress(small, QUICK.model_copy(update={"passes": passes}), tmp_path / "artifact")
     assert not (tmp_path / "artifact/manifest.json").exists()
     assert not list((tmp_path / "artifact").glob(".scratch*"))

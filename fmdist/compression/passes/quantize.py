@@ -15,9 +15,9 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,15 @@ class Config(PassConfig):
 
     precision: Literal["int8"] = "int8"
     """Of weights and activations."""
-    presets: tuple[Literal["performance", "mixed"], ...] = Field(
-        default=("performance", "mixed"), min_length=1
-    )
+    presets: tuple[Literal["performance", "mixed"], ...] = Field(default=("mixed",), min_length=1)
     """OpenVINO activations to try: `performance` symmetric, `mixed` asymmetric where they take both signs."""
     bias_correction: tuple[Literal["fast", "full", "none"], ...] = Field(
         default=("fast", "full", "none"), min_length=1
     )
     """OpenVINO bias corrections to try; the fast one can cost small networks more than a point."""
+    ranges: tuple[Literal["mean", "minmax"], ...] = Field(default=("mean", "minmax"), min_length=1)
+    """OpenVINO activation ranges to try: the `mean` over samples clips rare large values, which suits images;
+    `minmax` covers them all, and tables need that."""
     accuracy_control: bool = True
     """If the budget is missed, let NNCF return layers to float until it is met (OpenVINO only)."""
 
@@ -68,20 +69,22 @@ class Config(PassConfig):
 
     def _openvino(self, bench: Workbench) -> list[Trial]:
         trials = []
-        for correction, preset in product(self.bias_correction, self.presets):
+        settings: dict[str, _Setting] = {}
+        for setting in starmap(_Setting, product(self.presets, self.ranges, self.bias_correction)):
 
-            def write(file: Path, correction: str = correction, preset: str = preset) -> None:
-                _quantize_openvino(bench, file, preset, correction)
+            def write(file: Path, setting: _Setting = setting) -> None:
+                _quantize_openvino(bench, file, setting)
 
-            trials.append(attempt(bench, "openvino", f"{preset} {correction} bias correction", write))
+            trials.append(attempt(bench, "openvino", str(setting), write))
+            settings[str(setting)] = setting
         best = best_of(trials)
         if self.accuracy_control and not within_budget(bench, best):
-            controlled = attempt(
-                bench,
-                "openvino",
-                "accuracy control",
-                lambda file: _quantize_with_control(bench, file, best.setting.split()[0]),
-            )
+            start = settings[best.setting]._replace(bias_correction="full")
+
+            def write_controlled(file: Path) -> None:
+                _quantize_with_control(bench, file, start)
+
+            controlled = attempt(bench, "openvino", f"accuracy control, {start}", write_controlled)
             reason = "returned to float by accuracy control"
             layers = coverage.openvino_layers(controlled.file)
             controlled.reasons = {layer.name: reason for layer in layers if not layer.quantized}
@@ -101,6 +104,17 @@ class Config(PassConfig):
         return trials
 
 
+class _Setting(NamedTuple):
+    """One way to quantize for OpenVINO."""
+
+    preset: str
+    ranges: str
+    bias_correction: str
+
+    def __str__(self) -> str:
+        return f"{self.preset}, {self.ranges} ranges, {self.bias_correction} bias correction"
+
+
 def _covered(runtime: str, best: Trial) -> dict[str, Any]:
     """Return what was quantized.
 
@@ -109,11 +123,16 @@ def _covered(runtime: str, best: Trial) -> dict[str, Any]:
     """
     layers = (coverage.openvino_layers if runtime == "openvino" else coverage.onnx_layers)(best.file)
     if not any(layer.quantized for layer in layers):
+        problem = f"{runtime}: no layer was quantized"
+        fix = "the model has no layer that INT8 quantization covers; leave the pass out"
+        if best.reasons:
+            problem += ", since accuracy control had to return every one to float to keep to max_drop"
+            fix = "allow a larger compress.max_drop, or leave the pass out"
         raise CompressionError(
             field="compress.passes.quantize",
-            problem=f"{runtime}: no layer was quantized",
+            problem=problem,
             value=[layer.name for layer in layers],
-            fix="the model has no layer that INT8 quantization covers; leave the pass out",
+            fix=fix,
         )
     method = "NNCF" if runtime == "openvino" else "ONNX Runtime's static quantization"
     record = coverage.summarize(layers, best.reasons, f"{method} doesn't cover this layer")
@@ -122,7 +141,7 @@ def _covered(runtime: str, best: Trial) -> dict[str, Any]:
     return record
 
 
-def _quantize_openvino(bench: Workbench, file: Path, preset: str, correction: str) -> None:
+def _quantize_openvino(bench: Workbench, file: Path, setting: _Setting) -> None:
     openvino = load_openvino()
     import nncf
 
@@ -132,14 +151,14 @@ def _quantize_openvino(bench: Workbench, file: Path, preset: str, correction: st
             model,
             _samples(bench),
             subset_size=_size(bench),
-            preset=nncf.QuantizationPreset(preset),
-            fast_bias_correction=correction != "full",
-            advanced_parameters=_advanced(disable_bias_correction=correction == "none"),
+            preset=nncf.QuantizationPreset(setting.preset),
+            fast_bias_correction=setting.bias_correction != "full",
+            advanced_parameters=_advanced(setting),
         )
     openvino.save_model(quantized, str(file), compress_to_fp16=False)
 
 
-def _quantize_with_control(bench: Workbench, file: Path, preset: str) -> None:
+def _quantize_with_control(bench: Workbench, file: Path, setting: _Setting) -> None:
     openvino = load_openvino()
     import nncf
 
@@ -164,21 +183,25 @@ def _quantize_with_control(bench: Workbench, file: Path, preset: str) -> None:
             validate,
             max_drop=bench.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
-            preset=nncf.QuantizationPreset(preset),
+            preset=nncf.QuantizationPreset(setting.preset),
             subset_size=_size(bench),
-            fast_bias_correction=False,
-            advanced_quantization_parameters=_advanced(disable_bias_correction=False),
+            fast_bias_correction=setting.bias_correction != "full",
+            advanced_quantization_parameters=_advanced(setting),
         )
     openvino.save_model(quantized, str(file), compress_to_fp16=False)
 
 
-def _advanced(disable_bias_correction: bool) -> Any:
+def _advanced(setting: _Setting) -> Any:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     # SmoothQuant costs transformers a lot of accuracy and gives convolutions nothing; -1 is off.
     return nncf.AdvancedQuantizationParameters(
-        disable_bias_correction=disable_bias_correction,
+        disable_bias_correction=setting.bias_correction == "none",
+        activations_range_estimator_params=(
+            RangeEstimatorParametersSet.MINMAX if setting.ranges == "minmax" else None
+        ),
         smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
     )
 

@@ -56,7 +56,7 @@ class Trial:
 def attempt(bench: Workbench, runtime: str, setting: str, write: Callable[[Path], None]) -> Trial:
     """Let ``write`` make a candidate and score it at every precision that the runtime offers."""
     suffix = "xml" if runtime == "openvino" else "onnx"
-    file = bench.folder / f"{runtime}-{setting.replace(' ', '-')}.{suffix}"
+    file = bench.folder / f"{runtime}-{setting.replace(', ', '_').replace(' ', '-')}.{suffix}"
     start = time.perf_counter()
     write(file)
     seconds = time.perf_counter() - start

@@ -40,7 +40,7 @@ def test_openvino_equals_torch(subject: Subject, tmp_path: Path, route: Literal[
     assert (tmp_path / "model.bin").stat().st_size > 0.9 * weights
 
 
-@pytest.mark.parametrize("route", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("route", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_onnx_equals_torch(subject: Subject, tmp_path: Path, route: Literal["dynamo", "torchscript"]) -> None:
     spec = replace(subject.export, onnx_route=route)
     export_onnx(spec, tmp_path / "model.onnx")
@@ -68,6 +68,7 @@ class TakesAll(nn.Module):
         return torch.cat([value.flatten(1) for value in inputs], dim=1) * 2
 
 
+@pytest.mark.slow
 def test_a_forward_of_any_number_of_inputs_keeps_its_free_batch(tmp_path: Path) -> None:
     spec = ExportSpec(
         module=TakesAll(),

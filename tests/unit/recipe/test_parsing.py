@@ -156,3 +156,11 @@ def test_load_reads_extends_and_applies_overrides(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("extends: base.yaml\nseed: 3\n")
     recipe = load(tmp_path / "r.yaml", ["toy.radius=4"], SECTIONS)
     assert (recipe["seed"], recipe["toy"].radius) == (3, 4.0)
+
+
+def test_paths_and_tuples_may_come_from_python() -> None:
+    toy = {"kind": "cube", "edge": 1, "label": Path("a")}
+    recipe = parse({"name": "x", "toy": toy, "work": {"more": ({"kind": "ball"},)}}, SECTIONS)
+    assert recipe["toy"].label == Path("a")
+    with pytest.raises(RecipeError, match=r"work\.lr: wrong type"):
+        parse({"name": "x", "toy": toy, "work": {"lr": object()}}, SECTIONS)
