@@ -1,7 +1,8 @@
 """What the main job is worth: five seeds of ``recipes/digits.yaml``, trained, compressed and scored.
 
-Run with ``make bench`` or ``python -m benchmarks.digits``; takes about 6 minutes on 2 cores. A seed decides the
-split, the weights and every draw. Reported per seed: test accuracy in torch and in each runtime, size ratio, parity.
+Run with ``make bench`` or ``python -m benchmarks.digits``; takes about 6 minutes on 2 cores. A seed decides
+the split, the weights and every draw. Reported: test accuracy in torch and in each runtime, size ratio,
+parity.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def main() -> int:
         "OpenVINO INT8 at most 0.30 of FP32": table["openvino int8 default"]["size_ratio"]["max"] <= 0.30,
         "parity at most 1e-5": max(run["parity"] for run in runs) <= 1e-5,
     }
-    for name, columns in table.items():
-        figures = "  ".join(f"{column} {values['median']:.4g}" for column, values in columns.items())
+    for name, summary in table.items():
+        figures = "  ".join(f"{column} {values['median']:.4g}" for column, values in summary.items())
         sys.stdout.write(f"{name:<28} {figures}\n")
     for name, met in bars.items():
         sys.stdout.write(f"{'met   ' if met else 'MISSED'} {name}\n")

@@ -127,7 +127,7 @@ def require(extra: str, needed_by: str) -> None:
     if absent := missing(extra):
         raise DependencyMissing(
             problem=f"{needed_by} needs the extra '{extra}' ({', '.join(absent)} not installed)",
-            fix=f"pip install 'fmdist[{extra}]'",
+            fix=f"install it: pip install 'fmdist[{extra}]'",
         )
 
 

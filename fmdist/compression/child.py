@@ -27,12 +27,12 @@ def run_child(module: str, job: dict[str, Any], folder: Path, threads: int | Non
     file = folder / f"{module.rpartition('.')[2]}.json"
     storage.write_json(file, job)
     environment = dict(os.environ)
-    # The child finds what this process finds, plug-ins and tests among it.
+    # The child finds what this process finds, and (-P) nothing that merely lies in the current folder.
     environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     ended = subprocess.run(
-        [sys.executable, "-m", module, str(file)],
+        [sys.executable, "-P", "-m", module, str(file)],
         env=environment,
         capture_output=True,
         text=True,

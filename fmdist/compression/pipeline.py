@@ -321,7 +321,7 @@ def _check_owner(output: Path, subject: Subject) -> None:
                 fix="remove it, or give another directory with -o",
             )
         return
-    ours = {".lock", FOLDER}
+    ours = {storage.LOCK, FOLDER}
     if output.is_dir() and any(path.name not in ours for path in output.iterdir()):
         raise CheckpointError(
             field="-o",

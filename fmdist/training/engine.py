@@ -146,7 +146,7 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
         accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no" if config.precision == "fp32" else config.precision,
-            log_with=list(config.trackers),
+            log_with=list(config.trackers) or None,
             project_dir=folder,
         )
         _prove(accelerator, device, context)

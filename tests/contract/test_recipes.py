@@ -82,7 +82,7 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe["data"] |= data_for(recipe, path, tmp_path)
     config = stages.load_recipe(recipe)
     rows = len(config.data.build(config.seed).train)
-    recipe["train"] |= {"epochs": 1, "batch_size": -(-rows // 2), "workers": 0, "trackers": []}
+    recipe["train"] |= {"epochs": 1, "batch_size": -(-rows // 2), "workers": 0}
     trained = stages.train(recipe, output=tmp_path / "run")
     record = storage.read_json(tmp_path / "run" / "run.json")
     assert record["status"] == "finished"
