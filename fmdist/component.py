@@ -162,6 +162,9 @@ def _import_file(kind: Kind) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Pickle imports the packages above a module before it looks a class up there.
+    for package in ("fmdist_plugins", f"fmdist_plugins.{kind.group}"):
+        sys.modules.setdefault(package, ModuleType(package))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -184,7 +184,7 @@ def compress(
         task=task,
         exports=recipe.model.exports(task.roles(), data.spec),
         splits=data,
-        recipe=recipe.plain,
+        recipe={**recipe.plain, "compress": config.model_dump(mode="json")},
         source=f"{folder}/{saved.path.name}",
         fingerprint=weights_digest(task.roles()["model"]),
     )

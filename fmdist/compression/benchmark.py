@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,15 +73,7 @@ def _plugin_kinds() -> list[list[str]]:
         group, _, kind = rest.partition(".")
         if package == "fmdist_plugins" and kind and module.__file__ is not None:
             found.append([str(Path(module.__file__).parent.parent), group, kind])
-    _name_packages(found)
     return found
-
-
-def _name_packages(plugins: list[list[str]]) -> None:
-    """Make the packages known that pickle looks for above a plug-in's module."""
-    for _, group, _ in plugins:
-        for name in ("fmdist_plugins", f"fmdist_plugins.{group}"):
-            sys.modules.setdefault(name, ModuleType(name))
 
 
 def _save_module(module: nn.Module, file: Path) -> None:
@@ -104,7 +95,6 @@ def main(job_file: Path) -> None:
     for plugin_folder, group, kind in job["plugins"]:
         component.add_plugin_folder(Path(plugin_folder))
         component.load(component.find(group, kind))
-    _name_packages(job["plugins"])
     # Our own file, written a moment ago by the process that started this one.
     module = torch.load(folder / "module.pt", weights_only=False)
     sessions = {

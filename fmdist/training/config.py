@@ -150,6 +150,17 @@ class TrainConfig(Section):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _phases_fit(self) -> TrainConfig:
+        for role, phase in self.phases.items():
+            options = self.options if phase.options is None else phase.options
+            try:
+                check_options(phase.optimizer or self.optimizer, options, self.weight_decay)
+            except ValueError as error:
+                msg = f"phases.{role}: {error}"
+                raise ValueError(msg) from None
+        return self
+
 
 RESUMABLE = frozenset(
     {

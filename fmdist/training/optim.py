@@ -16,35 +16,49 @@ if TYPE_CHECKING:
     from fmdist.training.config import PhaseConfig, TrainConfig
 
 
+REFUSED = {
+    "LBFGS": "its step evaluates the loss more than once",
+    "Muon": "it takes two-dimensional parameters only, and every model has others",
+    "SparseAdam": "it takes sparse gradients only",
+}
+"""Classes of torch.optim that can't train here, with the reason."""
+
+
 def optimizer_class(name: str) -> type[Optimizer]:
     """Return the class of torch.optim called ``name``.
 
     Raises:
-        ValueError: if there is none, or it is LBFGS, whose step evaluates the loss again.
+        ValueError: if there is none, or it is one of `REFUSED`.
     """
     import torch
 
+    if name in REFUSED:
+        msg = f"{name} is not supported: {REFUSED[name]}"
+        raise ValueError(msg)
     known = [
         key
         for key, value in vars(torch.optim).items()
         if inspect.isclass(value)
         and issubclass(value, torch.optim.Optimizer)
-        and key not in ("Optimizer", "LBFGS")
+        and key not in ("Optimizer", *REFUSED)
     ]
     if name not in known:
         msg = f"no such optimizer in torch.optim; allowed: {', '.join(sorted(known))}"
         close = did_you_mean(name, known)
-        raise ValueError(f"{msg}. {close.capitalize()}" if close else msg)
+        raise ValueError(f"{msg}; {close}" if close else msg)
     found: type[Optimizer] = getattr(torch.optim, name)
     return found
 
 
 def check_options(name: str, options: Mapping[str, Any], weight_decay: float) -> None:
-    """Check options against the optimizer's signature.
+    """Check options against the optimizer's signature, and their values by building one.
 
     Raises:
-        ValueError: naming the option that the optimizer doesn't take, and what it does take.
+        ValueError: naming the option that the optimizer doesn't take, and what it does take; or saying why it
+            refuses a value.
     """
+    import torch
+
     allowed = set(inspect.signature(optimizer_class(name)).parameters) - {"params", "lr", "weight_decay"}
     for option in options:
         if option in ("lr", "weight_decay"):
@@ -53,10 +67,16 @@ def check_options(name: str, options: Mapping[str, Any], weight_decay: float) ->
         if option not in allowed:
             msg = f"{name} takes no option '{option}'; allowed: {', '.join(sorted(allowed))}"
             close = did_you_mean(option, allowed)
-            raise ValueError(f"{msg}. {close.capitalize()}" if close else msg)
+            raise ValueError(f"{msg}; {close}" if close else msg)
     if weight_decay and "weight_decay" not in inspect.signature(optimizer_class(name)).parameters:
         msg = f"{name} has no weight decay; set train.weight_decay to 0"
         raise ValueError(msg)
+    build: Any = optimizer_class(name)
+    try:
+        build([torch.zeros(1)], **_with_tuples(options))
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{name} refuses its options ({error})"
+        raise ValueError(msg) from None
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig | None) -> Optimizer:
@@ -68,7 +88,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig |
     options = config.options if phase is None or phase.options is None else phase.options
     lr = (phase and phase.lr) or config.lr
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    options = _with_tuples(options)
     build: Any = optimizer_class(name)
     if not config.weight_decay:
         return build(parameters, lr=lr, **_undecayed(name), **options)  # type: ignore[no-any-return]
@@ -77,6 +97,11 @@ def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig |
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return build([group for group in groups if group["params"]], lr=lr, **options)  # type: ignore[no-any-return]
+
+
+def _with_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with pairs such as ``betas`` as tuples, which YAML doesn't have."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def _undecayed(name: str) -> dict[str, float]:

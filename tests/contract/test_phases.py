@@ -7,12 +7,11 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from conftest import Fit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +24,9 @@ from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted
 from fmdist.training.checkpoint import weights_digest
 from fmdist.training.loop import step_seed
+
+if TYPE_CHECKING:
+    from conftest import Fit
 
 NOISE = 4
 
@@ -187,7 +189,7 @@ def test_an_interrupted_gan_goes_on_bit_by_bit(data: DataSplits, fit: Fit, tmp_p
     fit(whole, data, TRAIN, tmp_path / "whole")
     first = Gan(data.spec, generator_every=2)
     first.stop_at = 13  # in the middle of the second epoch, before a step of the discriminator alone
-    with pytest.raises(Interrupted, match="saved at step 13"):
+    with pytest.raises(Interrupted, match="Saved at step 13"):
         fit(first, data, TRAIN, tmp_path / "run")
     resumed = Gan(data.spec, generator_every=2)
     progress = fit(resumed, data, TRAIN, tmp_path / "run")

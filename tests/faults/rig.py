@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fmdist import storage
+import pytest
+
+from fmdist import stages, storage
+from fmdist.errors import Interrupted
+from fmdist.training.phase import PhaseTrainer
 
 TIMES = ("seconds", "samples_per_s")
 """What no two runs have in common."""
@@ -41,16 +46,12 @@ def small_recipe(
 def records(run: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl without times and rates."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines
-    ]
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
 
 
 def steps(run: Path) -> list[Path]:
     """The committed checkpoints, oldest first."""
-    return sorted(
-        path for path in (run / "checkpoints").glob("step-*") if not path.name.endswith(".corrupt")
-    )
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if not path.name.endswith(".corrupt"))
 
 
 def newest(run: Path) -> Path:
@@ -77,5 +78,29 @@ def outcome(run: Path) -> dict[str, Any]:
         "metrics": records(run),
         "test": storage.read_json(run / "evaluation" / "test.json"),
         "run": {name: record[name] for name in ("status", "step", "epoch", "primary", "best_step")},
-        "checkpoints": [path.name for path in steps(run)],
     }
+
+
+def signal_at(patch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
+    """Let this process get signals at the end of its n-th optimizer step, before it is saved."""
+    made = 0
+    original = PhaseTrainer.step
+
+    def counted(*arguments: Any) -> None:
+        nonlocal made
+        original(*arguments)
+        made += 1
+        if made == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    patch.setattr(PhaseTrainer, "step", counted)
+
+
+def train_until(step: int, number: int, recipe: Mapping[str, Any], folder: Path) -> Interrupted:
+    """Train, get signal ``number`` in the n-th step of this start, and return the interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, step, number)
+        with pytest.raises(Interrupted) as caught:
+            stages.train(recipe, output=folder)
+    return caught.value

@@ -111,8 +111,12 @@ def report_to(board: Board) -> None:
     during("finishing", scoring, "score_split")
     during("finishing", scoring, "write_scores")
     step, load = PhaseTrainer.step, CheckpointStore.load
-    PhaseTrainer.step = counting  # type: ignore[method-assign, assignment]
-    CheckpointStore.load = resuming  # type: ignore[method-assign]
+    patches: list[tuple[Any, str, Any]] = [
+        (PhaseTrainer, "step", counting),
+        (CheckpointStore, "load", resuming),
+    ]
+    for owner, name, patched in patches:
+        setattr(owner, name, patched)
     board.write(phase=0, step=0, resumed=0)
 
 
@@ -167,6 +171,10 @@ def moment(draw: random.Random, duration: float) -> Callable[[Board], bool]:
     return wait
 
 
+def everything(folder: Path) -> dict[str, Any]:
+    return outcome(folder) | {"checkpoints": [path.name for path in steps(folder)]}
+
+
 def newest_step(folder: Path) -> int:
     found = steps(folder)
     return int(found[-1].name[5:15]) if found else 0
@@ -189,12 +197,14 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         RuntimeError: if a run can't be resumed, or ends otherwise than the undisturbed one.
     """
     draw = random.Random(seed)
+    # In this process, so that what is imported and cached at first use is there in every fork.
+    stages.train(recipe(VARIANTS[-1]), output=folder / "warm-up")
     undisturbed, durations = {}, {}
     for every_steps in VARIANTS:
         began = time.monotonic()
         live(folder / f"undisturbed-{every_steps}", every_steps, None)
         durations[every_steps] = time.monotonic() - began
-        undisturbed[every_steps] = outcome(folder / f"undisturbed-{every_steps}")
+        undisturbed[every_steps] = everything(folder / f"undisturbed-{every_steps}")
     lost: list[int] = []
     where: Counter[str] = Counter()
     resumes = rounds = leftovers = 0
@@ -217,7 +227,7 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
                 leftovers += any(target.glob("checkpoints/.step-*.tmp"))
                 # A kill after the last write leaves nothing to resume.
                 finished = (target / run.RECORD).exists() and run.read_run(target)["status"] == "finished"
-        if (got := outcome(target)) != undisturbed[every_steps]:
+        if (got := everything(target)) != undisturbed[every_steps]:
             different = [key for key in got if got[key] != undisturbed[every_steps][key]]
             message = f"{target} differs from the undisturbed run in {different} after {starts} starts"
             raise RuntimeError(message)
