@@ -168,7 +168,11 @@ def _import_file(kind: Kind) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception:
+    except Exception as error:
         del sys.modules[name]
-        raise
+        raise UsageError(
+            field=kind.module,
+            problem=f"the plug-in can't be imported ({type(error).__name__}: {error})",
+            fix="mend it; -v shows the traceback",
+        ) from error
     return module

@@ -121,8 +121,10 @@ class Progress:
         """Write the last state and end the line."""
         if _quiet:
             return
+        drawn = (self._done, self._values) == (done, values)
         self._done, self._values = done, dict(values)
-        self._draw(time.monotonic())
+        if self._live or not drawn:
+            self._draw(time.monotonic())
         if self._live:
             self._stream.write("\n")
         self._stream.flush()

@@ -6,57 +6,70 @@ the folder that an earlier verb left.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
-
 from fmdist import component, storage
-from fmdist.compression.config import CompressConfig
-from fmdist.errors import DataError, UsageError
-from fmdist.recipe import overrides as override
-from fmdist.recipe import parsing, reader
-from fmdist.recipe.resolved import to_plain
-from fmdist.recipe.schema import Plugin, SectionSpec
-from fmdist.training.config import TrainConfig
+from fmdist.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fmdist.compression.config import CompressConfig
     from fmdist.contracts import Context, DataSpec, ModelBuilder, Task
     from fmdist.data.base import DataConfig
     from fmdist.data.splits import DataSplits, Split
     from fmdist.models.base import ModelConfig
+    from fmdist.recipe.schema import SectionSpec
     from fmdist.tasks.base import TaskConfig
+    from fmdist.training.config import TrainConfig
 
 RUNS, ARTIFACTS = Path("runs"), Path("artifacts")
 """Where runs and artifacts are kept unless told otherwise."""
 
 SPLITS = ("train", "validation", "test")
 
-SECTIONS: dict[str, SectionSpec] = {
-    "name": SectionSpec(
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")],
-        summary="Names the run's folder; by default the recipe's file name.",
-    ),
-    "seed": SectionSpec(
-        Annotated[int, Field(ge=0, lt=2**63)],
-        default=0,
-        summary="Keys the split, the weights and every draw.",
-    ),
-    "data": SectionSpec(Plugin("data"), summary="What to learn from."),
-    "model": SectionSpec(Plugin("models"), summary="The architecture; its sizes follow from the data."),
-    "task": SectionSpec(Plugin("tasks"), summary="What is learned."),
-    "train": SectionSpec(TrainConfig, default={}, summary="How it is trained."),
-    "compress": SectionSpec(CompressConfig, default=None, summary="How the trained model is made smaller."),
-}
-"""The recipe's top-level keys, each owned by its stage."""
+_RUN, REPORT = "run.json", "report.html"
+"""What tells a run's folder, and the file that `report` writes."""
 
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def sections() -> dict[str, SectionSpec]:
+    """Return the recipe's top-level keys, each owned by its stage.
+
+    A function, since an artifact answers without a recipe and must not wait for its machinery.
+    """
+    from pydantic import Field
+
+    from fmdist.compression.config import CompressConfig
+    from fmdist.recipe.schema import Plugin, SectionSpec
+    from fmdist.training.config import TrainConfig
+
+    return {
+        "name": SectionSpec(
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")],
+            summary="Names the run's folder; by default the recipe's file name.",
+        ),
+        "seed": SectionSpec(
+            Annotated[int, Field(ge=0, lt=2**63)],
+            default=0,
+            summary="Keys the split, the weights and every draw.",
+        ),
+        "data": SectionSpec(Plugin("data"), summary="What to learn from."),
+        "model": SectionSpec(Plugin("models"), summary="The architecture; its sizes follow from the data."),
+        "task": SectionSpec(Plugin("tasks"), summary="What is learned."),
+        "train": SectionSpec(TrainConfig, default={}, summary="How it is trained."),
+        "compress": SectionSpec(
+            CompressConfig, default=None, summary="How the trained model is made smaller."
+        ),
+    }
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,9 @@ class Recipe:
     @property
     def plain(self) -> dict[str, Any]:
         """The resolved recipe as plain JSON values."""
-        return to_plain({name: getattr(self, name) for name in SECTIONS})
+        from fmdist.recipe.resolved import to_plain
+
+        return to_plain({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -100,11 +115,14 @@ def load_recipe(source: Path | str | Mapping[str, Any] | Recipe, overrides: Sequ
         RecipeError: every mistake of the recipe at once.
         DependencyMissing: if only extras are missing.
     """
+    from fmdist.recipe import overrides as override
+    from fmdist.recipe import parsing, reader
+
     if isinstance(source, Path | str):
-        return Recipe(**parsing.load(Path(source), overrides, SECTIONS))
+        return Recipe(**parsing.load(Path(source), overrides, sections()))
     plain = source.plain if isinstance(source, Recipe) else source
     raw = override.apply(reader.Raw(dict(plain), {}), overrides)
-    return Recipe(**parsing.parse(raw.values, SECTIONS, raw.lines))
+    return Recipe(**parsing.parse(raw.values, sections(), raw.lines))
 
 
 def train(
@@ -192,11 +210,15 @@ def compress(
     make_artifact(subject, config, target)
     report(target)
     runs.note(folder, {"artifact": os.path.relpath(target, folder)})
+    if (folder / REPORT).exists():
+        report(folder)  # it gains the artifact's section
     return target
 
 
 def compress_config(recipe: Recipe, quantize: str | None, max_drop: float | None) -> CompressConfig:
     """Return a recipe's ``compress`` section with the command line's wishes in it."""
+    from fmdist.recipe import parsing
+
     plain = recipe.plain.get("compress") or {"passes": []}
     if quantize is not None:
         if quantize != "int8":
@@ -222,7 +244,7 @@ def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvin
     """
     if split not in SPLITS:
         raise UsageError(field="--split", problem="no such split", value=split, allowed=", ".join(SPLITS))
-    folder = Path(target)
+    folder = _existing(target)
     if is_artifact(folder):
         return _evaluate_artifact(folder, split, runtime)
     from fmdist.training import run as runs
@@ -251,7 +273,7 @@ def predict(
     from fmdist.data.preprocess import Preprocess
     from fmdist.tasks.decoding import decode
 
-    folder, paths = Path(target), [Path(path) for path in inputs]
+    folder, paths = _existing(target), [Path(path) for path in inputs]
     if is_artifact(folder):
         from fmdist.deployment.artifact import load
 
@@ -276,7 +298,7 @@ def report(target: Path | str) -> Path:
     """Write ``report.html`` into the folder of a run or an artifact and return its path."""
     from fmdist.reports import write
 
-    return write(Path(target))
+    return write(_existing(target))
 
 
 @dataclass(frozen=True)
@@ -322,8 +344,25 @@ def is_artifact(folder: Path) -> bool:
     return (folder / storage.MANIFEST).is_file()
 
 
+def _existing(target: Path | str) -> Path:
+    """Return the folder of a run or an artifact.
+
+    Raises:
+        UsageError: if it is neither, with the name beside it that is meant, if there is one like it.
+    """
+    folder = Path(target)
+    if is_artifact(folder) or (folder / _RUN).is_file():
+        return folder
+    marks = (_RUN, storage.MANIFEST)
+    known = sorted({path.parent.name for mark in marks for path in folder.parent.glob(f"*/{mark}")})
+    problem = "neither a run nor a finished artifact" if folder.exists() else "no such run or artifact"
+    raise UsageError(
+        field=str(folder), problem=problem, allowed=", ".join(known), fix=did_you_mean(folder.name, known)
+    )
+
+
 def _only(*names: str) -> dict[str, SectionSpec]:
-    return {name: SECTIONS[name] for name in names}
+    return {name: sections()[name] for name in names}
 
 
 class _NoModel:
@@ -337,12 +376,13 @@ class _NoModel:
 
 def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]:
     from fmdist.deployment.artifact import load
+    from fmdist.recipe import parsing
     from fmdist.training.scoring import gather, score_outputs
 
     artifact = load(folder, runtime=runtime)
     was = artifact.manifest["recipe"]
-    sections = _only("seed", "data", "task")
-    parsed = parsing.parse({name: was[name] for name in sections}, sections)
+    needed = _only("seed", "data", "task")
+    parsed = parsing.parse({name: was[name] for name in needed}, needed)
     data = parsed["data"].build(parsed["seed"])
     _check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data)
     task = _build_task(parsed["task"], parsed["seed"], data.spec, _NoModel())

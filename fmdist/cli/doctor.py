@@ -14,9 +14,6 @@ from fmdist.cli.frame import Answer, FilePath, verb
 CORE = ("torch", "accelerate", "pydantic", "click", "numpy", "safetensors", "torchmetrics", "scikit-learn")
 """Distributions without which nothing trains."""
 
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-"""Instruction sets that INT8 and bf16 arithmetic profit from."""
-
 MIN_FREE_BYTES = 1_000_000_000
 
 
@@ -39,10 +36,11 @@ def doctor(folder: Path) -> Answer:
     import shutil
 
     from fmdist import console
+    from fmdist.environment import hardware
 
     broken: list[str] = []
     facts = {
-        "system": {"platform": platform.platform(), "python": platform.python_version(), **_cpu()},
+        "system": {"platform": platform.platform(), "python": platform.python_version(), **hardware()},
         "versions": _versions(broken),
         "devices": _devices(broken),
         "compilers": {name: shutil.which(name) for name in ("g++", "ninja")},
@@ -52,20 +50,6 @@ def doctor(folder: Path) -> Answer:
         "broken": broken,
     }
     return Answer(facts, _text(facts, console.human_bytes), exit_code=1 if broken else 0)
-
-
-def _cpu() -> dict[str, Any]:
-    import platform
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    entries = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
-    flags = entries.get("flags", "").split()
-    return {
-        "cpu": entries.get("model name", platform.processor()).strip(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu_flags": {name: name in flags for name in CPU_FLAGS} if flags else {},
-    }
 
 
 def _versions(broken: list[str]) -> dict[str, str | None]:
@@ -138,7 +122,7 @@ def _disk(folder: Path, broken: list[str]) -> dict[str, Any]:
 
 def _text(facts: dict[str, Any], size: Any) -> str:
     system, memory, disk = facts["system"], facts["memory"], facts["disk"]
-    flags = " ".join(name for name, has in system["cpu_flags"].items() if has)
+    flags = " ".join(system["flags"])
     lines = [
         f"python     {system['python']} ({sys.executable})",
         f"system     {system['platform']}",

@@ -35,7 +35,7 @@ def init(file: Path, model: str, task: str, data: str) -> Answer:
     for group, name, section in (("models", model, "model"), ("tasks", task, "task"), ("data", data, "data")):
         component.load(component.find(group, name))
         chosen[section] = {"kind": name}
-    text = editor.commented(stages.SECTIONS, chosen)
-    parsing.parse(reader.read_text(text, str(file)).values, stages.SECTIONS)
+    text = editor.commented(stages.sections(), chosen)
+    parsing.parse(reader.read_text(text, str(file)).values, stages.sections())
     storage.write_text(file, text)
     return Answer({"written": str(file)}, f"wrote {file}; check it with: fmdist validate {file}")

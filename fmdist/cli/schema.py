@@ -21,7 +21,7 @@ def schema(output: Path | None) -> Answer:
     from fmdist import stages, storage
     from fmdist.recipe import editor
 
-    described = editor.json_schema(stages.SECTIONS)
+    described = editor.json_schema(stages.sections())
     if output is None:
         return Answer(described, json.dumps(described, indent=2))
     storage.write_json(output, described)

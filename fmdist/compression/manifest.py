@@ -76,10 +76,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fmdist.compression.environment import hardware, versions
 from fmdist.compression.stage import Done
 from fmdist.compression.subject import Subject
 from fmdist.compression.verification import TORCH_ROW, row_name
+from fmdist.environment import ARTIFACT, hardware, versions
 
 FORMAT = 1
 
@@ -144,7 +144,7 @@ def assemble(
         "benchmark": records.benchmark.record["conditions"],
         "evaluation": evaluation,
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(ARTIFACT),
         "recipe": dict(subject.recipe),
     }
 

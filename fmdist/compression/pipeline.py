@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from fmdist import component, storage
 from fmdist.compression import benchmark, verification
 from fmdist.compression.config import CompressConfig
-from fmdist.compression.environment import hardware, versions
 from fmdist.compression.export import export_onnx, export_openvino, frozen
 from fmdist.compression.manifest import Records, assemble, describe
 from fmdist.compression.passes.base import PassConfig, Workbench
@@ -35,6 +34,7 @@ from fmdist.compression.subject import (
     torch_outputs,
     write_inputs,
 )
+from fmdist.environment import ARTIFACT, hardware, versions
 from fmdist.errors import CheckpointError
 
 _OWNER = "subject.json"
@@ -114,7 +114,7 @@ def _export(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
         "files": chosen,
         "routes": [spec.onnx_route, spec.openvino_route],
         "names": [spec.input_names, spec.output_names],
-        "versions": versions(),
+        "versions": versions(ARTIFACT),
     }
     return stages.run("export", inputs, work)
 

@@ -98,7 +98,7 @@ class Classification(SupervisedTask):
     def metrics(self) -> MetricCollection:
         """Return loss, accuracy and macro F1 (labels: exact match too)."""
         size = len(self.spec.target.names)
-        loss = SummedLoss(lambda outputs, target: self._loss_sum(outputs, target))
+        loss = SummedLoss(self._loss_sum)
         if self._exclusive:
             return MetricCollection(
                 {
@@ -154,27 +154,19 @@ class Classification(SupervisedTask):
                 right_BK = torch.sigmoid(logits_BK) * target + torch.sigmoid(-logits_BK) * (1 - target)
                 losses_BK = losses_BK * (1 - right_BK) ** config.focal_gamma
             return losses_BK.mean(dim=1).sum(), len(target)
-        if not config.focal_gamma:
-            loss_sum = functional.cross_entropy(
-                logits_BK,
-                target,
-                weight=weights_K,
-                reduction="sum",
-                label_smoothing=config.label_smoothing,
-            )
-        else:
-            losses_B = functional.cross_entropy(
-                logits_BK,
-                target,
-                weight=weights_K,
-                reduction="none",
-                label_smoothing=config.label_smoothing,
-            )
-            share_BK = (
-                target if target.is_floating_point() else functional.one_hot(target, logits_BK.shape[1])
-            )
+        losses = functional.cross_entropy(
+            logits_BK,
+            target,
+            weight=weights_K,
+            reduction="none" if config.focal_gamma else "sum",
+            label_smoothing=config.label_smoothing,
+        )
+        if config.focal_gamma:
+            soft = target.is_floating_point()
+            share_BK = target if soft else functional.one_hot(target, logits_BK.shape[1])
             right_B = (logits_BK.softmax(dim=1) * share_BK).sum(dim=1)
-            loss_sum = (losses_B * (1 - right_B) ** config.focal_gamma).sum()
+            losses = losses * (1 - right_B) ** config.focal_gamma
+        loss_sum = losses.sum()
         if weights_K is None or target.is_floating_point():
             return loss_sum, len(target)
         return loss_sum, float(weights_K[target].sum())

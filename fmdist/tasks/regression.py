@@ -76,7 +76,7 @@ class Regression(SupervisedTask):
         """Return loss, RMSE, MAE and R2 (uniform average over targets)."""
         return MetricCollection(
             {
-                "loss": SummedLoss(lambda outputs, target: self._loss_sum(outputs, target)),
+                "loss": SummedLoss(self._loss_sum),
                 "rmse": MeanSquaredError(squared=False),
                 "mae": MeanAbsoluteError(),
                 "r2": _R2(),

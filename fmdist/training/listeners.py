@@ -108,7 +108,8 @@ class ProgressLine:
         """Draw, if it is time to."""
         self._done = done
         if self._progress.due():
-            self._progress.update(done, {"loss": loss()} | self._shown)
+            self._shown["loss"] = loss()
+            self._progress.update(done, self._shown)
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Keep an evaluation's primary metric on the line."""

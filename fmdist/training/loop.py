@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -115,8 +116,8 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     )
     generator = torch.Generator()
 
-    with StopRequest() as stop:
-        batches = iter(loader)
+    # Closed at the end, since a caught exception would keep the loader's processes alive.
+    with StopRequest() as stop, closing(batch for batch in loader) as batches:
         while progress.epoch < config.epochs and not progress.stopped_early:
             for module in roles.values():
                 module.train()

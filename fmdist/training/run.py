@@ -14,9 +14,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ import torch
 
 from fmdist import storage
 from fmdist.contracts import Task
+from fmdist.environment import TRAINING, hardware, versions
 from fmdist.errors import CheckpointError, DataError, Interrupted, did_you_mean
 from fmdist.recipe.reader import read
 from fmdist.recipe.resolved import fingerprint, to_yaml
@@ -61,8 +60,8 @@ class RunFolder:
             "status": "running",
             "created": _now(),
             "recipe_sha256": fingerprint(recipe),
-            "versions": versions(),
-            "hardware": hardware(),
+            "versions": versions(TRAINING),
+            "hardware": {**hardware(), "threads": torch.get_num_threads(), "gpu": _gpu()},
         }
         self.origin = {"recipe": recipe, "versions": self.record["versions"]}
         """What a checkpoint says of where it came from."""
@@ -236,28 +235,6 @@ def load_best(path: Path, task: Task) -> Saved:
     return saved
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
-    names = ("fmdist", "torch", "torchvision", "accelerate", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """Return what the run computes on."""
-    return {
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
-
-
 def _check(path: Path, recipe: Mapping[str, Any]) -> None:
     if not path.is_dir():
         raise CheckpointError(field=str(path), problem="not a directory", fix="give another with -o")
@@ -290,6 +267,10 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
             problem="the run is finished",
             fix="raise train.epochs to train on, or give another directory with -o or another name",
         )
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _now() -> str:

@@ -14,7 +14,7 @@ from fmdist import storage
 from fmdist.contracts import Task
 from fmdist.data.loader import evaluation_loader
 from fmdist.data.splits import Split
-from fmdist.tasks.decoding import softmax
+from fmdist.tasks.decoding import sigmoid, softmax
 from fmdist.training.evaluation import ROWS, confidence_interval, evaluate, score
 
 EXAMPLES = 24
@@ -68,19 +68,20 @@ def write_scores(folder: Path, record: dict[str, Any], outputs: NDArray[np.float
     folder.mkdir(parents=True, exist_ok=True)
     index = np.arange(len(split))
     np.savez_compressed(folder / f"{record['split']}.npz", outputs=outputs, target=split.targets, index=index)
-    rows = _example_rows(outputs, split.targets)
+    rows = _example_rows(outputs, split.targets, record["target"]["kind"])
     raw = split.raw(rows)
     if raw.dtype == np.uint8 and raw.ndim == 4:
         np.savez_compressed(folder / "examples.npz", image=raw, index=rows)
     storage.write_json(folder / f"{record['split']}.json", record)
 
 
-def _example_rows(outputs: NDArray[np.float32], targets: NDArray[Any]) -> NDArray[np.int64]:
+def _example_rows(outputs: NDArray[np.float32], targets: NDArray[Any], kind: str) -> NDArray[np.int64]:
     """Return the positions of the largest errors, and of as many spread evenly over the rest."""
-    if targets.ndim == 1:
+    if kind == "class":
         error_N = 1 - softmax(outputs)[np.arange(len(targets)), targets]
     else:
-        error_N = np.abs(outputs - targets).mean(axis=1)
+        answers = sigmoid(outputs) if kind == "labels" else outputs
+        error_N = np.abs(answers - targets).mean(axis=1)
     order = np.argsort(-error_N, kind="stable")
     rest = order[EXAMPLES:]
     spread = rest[np.linspace(0, len(rest) - 1, min(EXAMPLES, len(rest))).astype(int)]

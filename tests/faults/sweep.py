@@ -171,10 +171,6 @@ def moment(draw: random.Random, duration: float) -> Callable[[Board], bool]:
     return wait
 
 
-def everything(folder: Path) -> dict[str, Any]:
-    return outcome(folder) | {"checkpoints": [path.name for path in steps(folder)]}
-
-
 def newest_step(folder: Path) -> int:
     found = steps(folder)
     return int(found[-1].name[5:15]) if found else 0
@@ -204,7 +200,7 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         began = time.monotonic()
         live(folder / f"undisturbed-{every_steps}", every_steps, None)
         durations[every_steps] = time.monotonic() - began
-        undisturbed[every_steps] = everything(folder / f"undisturbed-{every_steps}")
+        undisturbed[every_steps] = outcome(folder / f"undisturbed-{every_steps}")
     lost: list[int] = []
     where: Counter[str] = Counter()
     resumes = rounds = leftovers = 0
@@ -227,8 +223,9 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
                 leftovers += any(target.glob("checkpoints/.step-*.tmp"))
                 # A kill after the last write leaves nothing to resume.
                 finished = (target / run.RECORD).exists() and run.read_run(target)["status"] == "finished"
-        if (got := everything(target)) != undisturbed[every_steps]:
-            different = [key for key in got if got[key] != undisturbed[every_steps][key]]
+        got, expected = outcome(target), undisturbed[every_steps]
+        if got != expected:
+            different = [key for key in got if got[key] != expected[key]]
             message = f"{target} differs from the undisturbed run in {different} after {starts} starts"
             raise RuntimeError(message)
         rounds += 1

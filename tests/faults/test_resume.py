@@ -107,7 +107,7 @@ def test_a_signal_in_the_evaluation_saves_before_it(tmp_path: Path) -> None:
     for _ in range(2):  # the second time nothing is new to save
         with pytest.MonkeyPatch.context() as patch:
             signal_in_evaluation(patch, signal.SIGINT)
-            with pytest.raises(Interrupted, match="saved before the evaluation at step 10") as caught:
+            with pytest.raises(Interrupted, match="Saved before the evaluation at step 10") as caught:
                 stages.train(recipe, output=tmp_path / "parts")
         assert caught.value.exit_code == 130
         assert newest(tmp_path / "parts").name == "step-0000000010"

@@ -232,7 +232,7 @@ def test_a_metric_that_is_not_finite_ends_the_run(data: DataSplits, fit: Fit, tm
         task.roles()["model"][-1].bias.fill_(float("inf"))  # type: ignore[index]
     task.factors = dict.fromkeys(range(1, STEPS + 1), 0.0)
     train = TRAIN | {"non_finite": "skip", "max_skipped": 100}
-    with pytest.raises(TrainingError, match="the validation metric 'loss' is not finite"):
+    with pytest.raises(TrainingError, match="metrics are not finite: loss"):
         fit(task, data, train, tmp_path / "run")
 
 
@@ -253,12 +253,17 @@ def test_compiled_training_agrees(
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_every_step_has_a_seed_of_its_own() -> None:
-    seeds = [step_seed(*key) for key in itertools.product(range(20), repeat=3)]
-    assert len(set(seeds)) == 20**3
+def test_every_step_of_a_run_has_a_seed_of_its_own() -> None:
+    seeds = [step_seed(7, *key) for key in itertools.product(range(60), repeat=2)]
+    assert len(set(seeds)) == 60**2
     assert all(0 <= seed < 2**63 for seed in [*seeds, step_seed(2**63 - 1, 10**6, 10**6)])
     ones = sum(seed.bit_count() for seed in seeds) / len(seeds)
     assert ones == pytest.approx(31.5, abs=0.5), "as random bits have"
+
+
+def test_runs_of_other_seeds_share_no_step_seed() -> None:
+    seeds = [step_seed(*key) for key in itertools.product(range(20), repeat=3)]
+    assert len(set(seeds)) == 20**3
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

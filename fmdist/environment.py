@@ -1,21 +1,27 @@
-"""Facts about the machine and the packages that an artifact was made with."""
+"""Facts about the machine and the packages that a run or an artifact was made with. No torch."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("fmdist", "torch", "openvino", "onnx", "onnxruntime", "nncf", "numpy")
+TRAINING = ("fmdist", "torch", "torchvision", "accelerate", "numpy")
+"""Distributions that shape a trained model."""
+
+ARTIFACT = ("fmdist", "torch", "openvino", "onnx", "onnxruntime", "nncf", "numpy")
+"""Distributions that shape an artifact."""
+
 _FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
-def versions() -> dict[str, str]:
-    """Return the version of Python and of each package that is installed and shapes an artifact."""
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of Python and of those distributions that are installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
