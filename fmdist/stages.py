@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fmdist import component, storage
-from fmdist.errors import DataError, UsageError, did_you_mean
+from fmdist.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fmdist.compression.config import CompressConfig
-    from fmdist.contracts import Context, DataSpec, ModelBuilder, Task
+    from fmdist.contracts import Context, Task
     from fmdist.data.base import DataConfig
     from fmdist.data.splits import DataSplits, Split
     from fmdist.models.base import ModelConfig
@@ -35,17 +33,14 @@ RUNS, ARTIFACTS = Path("runs"), Path("artifacts")
 SPLITS = ("train", "validation", "test")
 
 _RUN, REPORT = "run.json", "report.html"
-"""What tells a run's folder, and the file that `report` writes."""
+"""A run's folder holds the one, and `report` writes the other."""
 
 logger = logging.getLogger(__name__)
 
 
 @functools.cache
 def sections() -> dict[str, SectionSpec]:
-    """Return the recipe's top-level keys, each owned by its stage.
-
-    A function, since an artifact answers without a recipe and must not wait for its machinery.
-    """
+    """Return the recipe's top-level keys, each owned by its stage; an artifact answers without them."""
     from pydantic import Field
 
     from fmdist.compression.config import CompressConfig
@@ -55,7 +50,7 @@ def sections() -> dict[str, SectionSpec]:
     return {
         "name": SectionSpec(
             Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")],
-            summary="Names the run's folder; by default the recipe's file name.",
+            summary="Names the run's folder, runs/<name>.",
         ),
         "seed": SectionSpec(
             Annotated[int, Field(ge=0, lt=2**63)],
@@ -148,17 +143,19 @@ def train(
     """
     from fmdist.contracts import Context
     from fmdist.training import run as runs
+    from fmdist.training.engine import check_here
     from fmdist.training.scoring import score_split, write_scores
     from fmdist.training.session import train_run
 
     loaded = load_recipe(recipe, overrides)
     plain = loaded.plain
     folder = output or RUNS / loaded.name
+    check_here(loaded.train, context := context or Context())
     with runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task = _build_task(loaded.task, loaded.seed, data.spec, loaded.model)
-        runs.begin(run, plain, _signature(task, data), data.record)
-        progress = train_run(run, task, data, loaded.train, loaded.seed, context or Context(), profile)
+        task = runs.build_task(loaded.task, loaded.seed, data.spec, loaded.model)
+        runs.begin(run, plain, runs.signature(task, data), data.record)
+        progress = train_run(run, task, data, loaded.train, loaded.seed, context, profile)
         saved = runs.load_best(folder, task)
         record, outputs = score_split(
             task, data.test, "test", data.train.targets, loaded.train.evaluation_batch_size, loaded.seed
@@ -242,8 +239,10 @@ def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvin
     Raises:
         DataError: if the recipe's data is no longer what it was.
     """
-    if split not in SPLITS:
-        raise UsageError(field="--split", problem="no such split", value=split, allowed=", ".join(SPLITS))
+    from fmdist.deployment.runtime import RUNTIMES, check_choice
+
+    check_choice("--split", split, SPLITS)
+    check_choice("--runtime", runtime, RUNTIMES)
     folder = _existing(target)
     if is_artifact(folder):
         return _evaluate_artifact(folder, split, runtime)
@@ -271,8 +270,10 @@ def predict(
     """
     from fmdist.data.inputs import read_inputs
     from fmdist.data.preprocess import Preprocess
+    from fmdist.deployment.runtime import RUNTIMES, check_choice
     from fmdist.tasks.decoding import decode
 
+    check_choice("--runtime", runtime, RUNTIMES)
     folder, paths = _existing(target), [Path(path) for path in inputs]
     if is_artifact(folder):
         from fmdist.deployment.artifact import load
@@ -288,7 +289,7 @@ def predict(
         recipe = load_recipe(runs.recipe_path(folder))
         signature = storage.read_json(folder / runs.SIGNATURE)
         names, raw = read_inputs(paths, preprocess := Preprocess.from_json(signature["preprocessing"]))
-        task = _build_task(recipe.task, recipe.seed, DataSpec.from_json(signature["spec"]), recipe.model)
+        task = runs.build_task(recipe.task, recipe.seed, DataSpec.from_json(signature["spec"]), recipe.model)
         runs.load_best(folder, task)
         answers = decode(signature["decoding"], run_model(task, preprocess.input.name, preprocess(raw)))
     return [{"input": name, **answer} for name, answer in zip(names, answers, strict=True)]
@@ -365,47 +366,23 @@ def _only(*names: str) -> dict[str, SectionSpec]:
     return {name: sections()[name] for name in names}
 
 
-class _NoModel:
-    """Stands where a task wants a model: an artifact is scored without any model's code."""
-
-    def build(self, spec: DataSpec, outputs: int) -> nn.Module:
-        from torch import nn
-
-        return nn.Identity()
-
-
 def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]:
     from fmdist.deployment.artifact import load
     from fmdist.recipe import parsing
-    from fmdist.training.scoring import gather, score_outputs
+    from fmdist.training import run as runs
+    from fmdist.training.scoring import NoModel, gather, score_outputs
 
     artifact = load(folder, runtime=runtime)
     was = artifact.manifest["recipe"]
     needed = _only("seed", "data", "task")
     parsed = parsing.parse({name: was[name] for name in needed}, needed)
     data = parsed["data"].build(parsed["seed"])
-    _check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data)
-    task = _build_task(parsed["task"], parsed["seed"], data.spec, _NoModel())
+    runs.check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data.record["sha256"])
+    task = runs.build_task(parsed["task"], parsed["seed"], data.spec, NoModel())
     part = _split(data, split)
     outputs = gather(part, artifact.outputs)
     scores = score_outputs(task, part, split, data.train.targets, outputs, parsed["seed"])
     return {**scores, "runtime": runtime, "variant": artifact.variant}
-
-
-def _build_task(config: TaskConfig, seed: int, spec: DataSpec, model: ModelBuilder) -> Task:
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return config.build(spec, model)
-
-
-def _signature(task: Task, data: DataSplits) -> dict[str, Any]:
-    return {
-        "spec": data.spec.to_json(),
-        "preprocessing": data.preprocess.to_json(),
-        "decoding": task.decoding(),
-    }
 
 
 def _open(folder: Path) -> tuple[Recipe, DataSplits, Task]:
@@ -414,18 +391,8 @@ def _open(folder: Path) -> tuple[Recipe, DataSplits, Task]:
 
     recipe = load_recipe(runs.recipe_path(folder))
     data = recipe.data.build(recipe.seed)
-    _check_data(folder, storage.read_json(folder / runs.DATA)["sha256"], data)
-    return recipe, data, _build_task(recipe.task, recipe.seed, data.spec, recipe.model)
-
-
-def _check_data(folder: Path, was: Mapping[str, str], data: DataSplits) -> None:
-    now = data.record["sha256"]
-    if changed := [name for name in SPLITS if was[name] != now[name]]:
-        raise DataError(
-            field=str(folder),
-            problem=f"the data has changed since training: another {' and '.join(changed)} split",
-            fix="restore the data, or train again",
-        )
+    runs.check_data(folder, storage.read_json(folder / runs.DATA)["sha256"], data.record["sha256"])
+    return recipe, data, runs.build_task(recipe.task, recipe.seed, data.spec, recipe.model)
 
 
 def _split(data: DataSplits, name: str) -> Split:

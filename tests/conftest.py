@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -25,19 +26,26 @@ _LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "TORCH_", "PYTORCH
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test that changes the environment or leaves a process or a thread that keeps Python alive."""
-    environment, threads = _environment(), set(threading.enumerate())
+    """Fail a test that changes the environment or our logging, or leaves a process or a lasting thread."""
+    environment, loggers, threads = _environment(), _logging(), set(threading.enumerate())
+    children = set(multiprocessing.active_children())
     yield
     now = _environment()
     changed = sorted(
         name for name in environment.keys() | now.keys() if environment.get(name) != now.get(name)
     )
     assert not changed, f"the test left environment variables changed: {changed}"
-    assert not multiprocessing.active_children()
+    assert _logging() == loggers, "the test left the logger of fmdist changed"
+    assert not set(multiprocessing.active_children()) - children
     left = [thread for thread in set(threading.enumerate()) - threads if not thread.daemon]
     for thread in left:
         thread.join(timeout=5)
     assert not [thread for thread in left if thread.is_alive()]
+
+
+def _logging() -> tuple[list[logging.Handler], int, bool]:
+    logger = logging.getLogger("fmdist")
+    return list(logger.handlers), logger.level, logger.propagate
 
 
 def _environment() -> dict[str, str]:

@@ -154,7 +154,7 @@ class Classification(SupervisedTask):
                 right_BK = torch.sigmoid(logits_BK) * target + torch.sigmoid(-logits_BK) * (1 - target)
                 losses_BK = losses_BK * (1 - right_BK) ** config.focal_gamma
             return losses_BK.mean(dim=1).sum(), len(target)
-        losses = functional.cross_entropy(
+        loss_sum = functional.cross_entropy(
             logits_BK,
             target,
             weight=weights_K,
@@ -165,8 +165,7 @@ class Classification(SupervisedTask):
             soft = target.is_floating_point()
             share_BK = target if soft else functional.one_hot(target, logits_BK.shape[1])
             right_B = (logits_BK.softmax(dim=1) * share_BK).sum(dim=1)
-            losses = losses * (1 - right_B) ** config.focal_gamma
-        loss_sum = losses.sum()
+            loss_sum = (loss_sum * (1 - right_B) ** config.focal_gamma).sum()
         if weights_K is None or target.is_floating_point():
             return loss_sum, len(target)
         return loss_sum, float(weights_K[target].sum())

@@ -112,14 +112,12 @@ class Engine:
             self.accelerator.log(dict(values), step=step)
 
 
-@contextmanager
-def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engine]:
-    """Yield the engine of this process and leave no state of Accelerate behind.
+def check_here(config: TrainConfig, context: Context) -> torch.device:
+    """Return the device to train on, after checking that this machine has what a recipe asks for.
 
     Raises:
         CapabilityError: if the device or the precision isn't available here.
         DependencyMissing: if a tracker's extra isn't installed.
-        TrainingError: if Accelerate set up something else than was asked.
     """
     for tracker in set(config.trackers) - {"tensorboard"}:
         component.require(tracker, needed_by=f"train.trackers: '{tracker}'")
@@ -131,6 +129,19 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
             value="fp16",
             allowed="fp32, bf16 on a CPU",
         )
+    return device
+
+
+@contextmanager
+def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engine]:
+    """Yield the engine of this process and leave no state of Accelerate behind.
+
+    Raises:
+        CapabilityError: if the device or the precision isn't available here.
+        DependencyMissing: if a tracker's extra isn't installed.
+        TrainingError: if Accelerate set up something else than was asked.
+    """
+    device = check_here(config, context)
     environment = dict(os.environ)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()

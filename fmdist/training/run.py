@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,11 +26,13 @@ from typing import Any
 import torch
 
 from fmdist import storage
-from fmdist.contracts import Task
+from fmdist.contracts import DataSpec, ModelBuilder, Task
+from fmdist.data.splits import DataSplits
 from fmdist.environment import TRAINING, hardware, versions
 from fmdist.errors import CheckpointError, DataError, Interrupted, did_you_mean
 from fmdist.recipe.reader import read
 from fmdist.recipe.resolved import fingerprint, to_yaml
+from fmdist.tasks.base import TaskConfig
 from fmdist.training.checkpoint import CheckpointStore, Saved, differences, load_weights
 from fmdist.training.config import RESUMABLE, CheckpointConfig
 from fmdist.training.loop import Progress
@@ -87,7 +90,8 @@ def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
         _check(path, recipe)  # before the lock leaves its file in a folder that is none of ours
     with storage.lock(path):
         _check(path, recipe)
-        storage.remove_leftovers(path)
+        for folder in (path, path / "evaluation"):
+            storage.remove_leftovers(folder)
         run = RunFolder(path, recipe)
         try:
             yield run
@@ -111,7 +115,7 @@ def _write_last(run: RunFolder, status: str) -> None:
 
 
 def begin(
-    run: RunFolder, recipe: Mapping[str, Any], signature: Mapping[str, Any], data: Mapping[str, Any]
+    run: RunFolder, recipe: Mapping[str, Any], answers: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
     """Write what stands before the first step: from here on the folder is a run.
 
@@ -122,17 +126,42 @@ def begin(
         DataError: if the run goes on from a checkpoint and the data is no longer what it was.
     """
     if (run.path / CHECKPOINTS).is_dir() and (run.path / DATA).is_file():
-        was, now = storage.read_json(run.path / DATA).get("sha256", {}), data.get("sha256", {})
-        if changed := [split for split in was if was[split] != now.get(split)]:
-            raise DataError(
-                field=str(run.path),
-                problem=f"the data has changed since the run began: another {' and '.join(changed)} split",
-                fix="restore the data, or give another directory with -o",
-            )
+        was = storage.read_json(run.path / DATA)
+        check_data(run.path, was.get("sha256", {}), data.get("sha256", {}))
     run.write("running", {})
     storage.write_text(run.path / RECIPE, to_yaml(recipe))
-    storage.write_json(run.path / SIGNATURE, signature)
+    storage.write_json(run.path / SIGNATURE, answers)
     storage.write_json(run.path / DATA, data)
+
+
+def check_data(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compare the hashes of the splits with those of the training.
+
+    Raises:
+        DataError: naming the splits that are no longer what they were.
+    """
+    if changed := [split for split in was if was[split] != now.get(split)]:
+        raise DataError(
+            field=str(folder),
+            problem=f"the data has changed since training began: another {' and '.join(changed)} split",
+            fix="restore the data, or train again into another directory",
+        )
+
+
+def build_task(config: TaskConfig, seed: int, spec: DataSpec, model: ModelBuilder) -> Task:
+    """Return a task in the initial state that ``seed`` decides; global random state is left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return config.build(spec, model)
+
+
+def signature(task: Task, data: DataSplits) -> dict[str, Any]:
+    """Return what a model reads and answers, as JSON values."""
+    return {
+        "spec": data.spec.to_json(),
+        "preprocessing": data.preprocess.to_json(),
+        "decoding": task.decoding(),
+    }
 
 
 def summary(progress: Progress, task: Task) -> dict[str, Any]:
@@ -253,7 +282,12 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
     if RECIPE not in names:  # killed before the recipe was written
         return
     old = read(path / RECIPE).values
-    if changed := differences(old, recipe):
+    changed = differences(old, recipe)
+    if changed and not any((path / CHECKPOINTS).glob("step-*")):
+        logger.warning("%s: starting over, since the run there had saved nothing yet", path)
+        shutil.rmtree(path / "tensorboard", ignore_errors=True)
+        return
+    if changed:
         raise CheckpointError(
             field=str(path),
             problem=f"the directory holds another run: the recipe differs in {', '.join(changed)}",

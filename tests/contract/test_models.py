@@ -154,9 +154,7 @@ def test_exports_say_how_they_are_called(kind: str, data: str) -> None:
         for batch in export.probe_batches:
             example = export.example_inputs(batch)
             assert len(example) == len(export.input_names)
-            assert all(
-                torch.equal(a, b) for a, b in zip(example, export.example_inputs(batch), strict=True)
-            )
+            assert all(torch.equal(a, b) for a, b in zip(example, export.example_inputs(batch), strict=True))
             assert len(export.module(*example)) == batch
 
 
@@ -173,9 +171,7 @@ def test_exports_equal_torch(kind: str, data: str, runtime: str, tmp_path: Path)
             example = export.example_inputs(batch)
             with torch.no_grad():
                 expected = export.module(*example).numpy()
-            fed = {
-                name: value.numpy() for name, value in zip(export.input_names, example, strict=True)
-            }
+            fed = {name: value.numpy() for name, value in zip(export.input_names, example, strict=True)}
             outputs = session.run(fed)
             assert outputs.shape == expected.shape
             assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, DataSpec, Draw, LossOut, Phase, Roles
 from fmdist.data import digits
@@ -26,16 +26,29 @@ from fmdist.training.checkpoint import weights_digest
 from fmdist.training.loop import step_seed
 
 if TYPE_CHECKING:
-    from conftest import Fit
+    from tests.conftest import Fit
 
 NOISE = 4
 
 
-class Realness(MeanMetric):
+class Realness(Metric):
     """The mean probability that the discriminator gives to real images."""
 
+    full_state_update = False
+    total: Tensor
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
     def update(self, outputs: Tensor, target: Tensor) -> None:
-        super().update(outputs.sigmoid())
+        self.total += outputs.sigmoid().sum()
+        self.seen += len(target)
+
+    def compute(self) -> Tensor:
+        return self.total / self.seen
 
 
 class Gan:
@@ -157,12 +170,12 @@ def by_hand(task: Gan, data: DataSplits) -> dict[str, nn.Module]:
             wanted = torch.cat([torch.ones(len(real)), torch.zeros(len(real))])
             loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / 2
             d_optimizer.zero_grad()
-            (loss / len(real)).backward()
+            torch.autograd.backward(loss / len(real))
             d_optimizer.step()
             if step % task.generator_every == 0:
                 loss = fooling(discriminator, generator(noise(len(real), random)))
                 g_optimizer.zero_grad()
-                (loss / len(real)).backward()
+                torch.autograd.backward(loss / len(real))
                 g_optimizer.step()
             step += 1
     return {"generator": generator, "discriminator": discriminator}
@@ -196,8 +209,10 @@ def test_an_interrupted_gan_goes_on_bit_by_bit(data: DataSplits, fit: Fit, tmp_p
     assert progress.step == 20
     assert resumed.steps["discriminator"] == 7
     for role, module in resumed.roles().items():
-        assert weights_digest(module) == weights_digest(whole.roles()[role]) != weights_digest(
-            first.roles()[role]
+        assert (
+            weights_digest(module)
+            == weights_digest(whole.roles()[role])
+            != weights_digest(first.roles()[role])
         )
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "run")]
     assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from data_samples import SAMPLES
 
 from fmdist import component, stages, storage
+from tests.contract.data_samples import SAMPLES
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
@@ -46,7 +46,7 @@ def data_for(recipe: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]
     if "download" in recipe["data"]:
         changes["download"] = False
     if "image_size" in recipe["data"]:
-        changes["image_size"] = 64
+        changes["image_size"] = 32
     return changes
 
 

@@ -231,7 +231,7 @@ def test_answers_use_the_names(kind: str, name: str) -> None:
     answers = decode(rule, outputs_of(task, batch_of(name)).numpy())
     assert len(answers) == SIZE
     assert json.loads(json.dumps(answers)) == answers
-    named = [answer.get("values", answer.get("probabilities")) for answer in answers]
+    named = [answer["values" if "values" in answer else "probabilities"] for answer in answers]
     assert all(tuple(values) == task.spec.target.names for values in named)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fmdist import stages, storage
 from fmdist.errors import CheckpointError, Interrupted, TrainingError
-from fmdist.training import loop
+from fmdist.training import evaluation
 from fmdist.training.checkpoint import CheckpointStore, Trainables
 from fmdist.training.config import CheckpointConfig
 from tests.faults.rig import newest, outcome, signal_at, small_recipe, steps, train_until
@@ -92,13 +92,13 @@ def test_the_number_of_workers_may_change(tmp_path: Path) -> None:
 
 
 def signal_in_evaluation(patch: pytest.MonkeyPatch, number: int) -> None:
-    evaluate = loop.evaluate
+    evaluate = evaluation.evaluate
 
     def signalled(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
         return evaluate(*arguments)
 
-    patch.setattr(loop, "evaluate", signalled)
+    patch.setattr("fmdist.training.loop.evaluate", signalled)
 
 
 def test_a_signal_in_the_evaluation_saves_before_it(tmp_path: Path) -> None:
@@ -124,7 +124,10 @@ def test_more_epochs_when_the_pending_evaluation_is_no_longer_due(tmp_path: Path
         with pytest.raises(Interrupted):
             stages.train(shorter, output=tmp_path / "parts")
     stages.train(longer, output=tmp_path / "parts")
-    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    whole, parts = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    assert len(parts["metrics"]) == len(whole["metrics"]) + 1  # the shorter run's last step
+    for name in ("tensors", "test", "run"):
+        assert parts[name] == whole[name]
 
 
 def test_a_second_sigint_ends_at_once(tmp_path: Path) -> None:

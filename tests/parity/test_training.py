@@ -30,7 +30,7 @@ from fmdist.tasks.classification import Classification
 from fmdist.training.checkpoint import weights_digest
 
 if TYPE_CHECKING:
-    from conftest import Fit
+    from tests.conftest import Fit
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0),
@@ -113,9 +113,7 @@ def test_digits_mlp(
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_resnet20(
-    random_images: DataSplits, fit: Fit, tmp_path: Path, optimizer: str, schedule: str
-) -> None:
+def test_resnet20(random_images: DataSplits, fit: Fit, tmp_path: Path, optimizer: str, schedule: str) -> None:
     task = build(resnet.Config(depth=20), random_images)
     start = copy.deepcopy(task.roles()["model"])
     train = RECIPES[optimizer] | {"epochs": 2, "batch_size": 16, "schedule": schedule}

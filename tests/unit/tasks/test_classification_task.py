@@ -19,7 +19,7 @@ CLASSES = DataSpec(IMAGES, TargetSpec("class", ("a", "b", "c")), 60, (30, 20, 10
 LABELS = DataSpec(IMAGES, TargetSpec("labels", ("x", "y")), 60, (15, 40))
 
 
-def build(spec: DataSpec = CLASSES, **fields: Any) -> Classification:
+def build(spec: DataSpec = CLASSES, /, **fields: Any) -> Classification:
     return Config.model_validate(fields).build(spec, mlp.Config(hidden=(4,)))
 
 

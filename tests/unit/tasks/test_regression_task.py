@@ -98,7 +98,9 @@ def test_scaling_is_part_of_the_model() -> None:
 
 def test_classes_are_refused() -> None:
     spec = DataSpec(SPEC.inputs, TargetSpec("class", ("a", "b")), 40, (20, 20))
-    with pytest.raises(CapabilityError, match=r"task\.kind.*of kind 'class'.*Use task\.kind 'classification'"):
+    with pytest.raises(
+        CapabilityError, match=r"task\.kind.*of kind 'class'.*Use task\.kind 'classification'"
+    ):
         build(spec)
 
 

@@ -20,7 +20,7 @@ from fmdist.tasks import classification
 from fmdist.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from conftest import Fit
+    from tests.conftest import Fit
 
 TRAIN: dict[str, Any] = {"epochs": 2, "batch_size": 128, "log_every_steps": 1}
 STEPS = 20
@@ -87,9 +87,7 @@ def test_a_record_covers_the_steps_since_the_last(data: DataSplits, fit: Fit, tm
     assert coarse[0]["loss"] == pytest.approx(sum(fine[:4]) / 4)
 
 
-def test_steps_made_again_after_a_crash_are_not_doubled(
-    data: DataSplits, fit: Fit, tmp_path: Path
-) -> None:
+def test_steps_made_again_after_a_crash_are_not_doubled(data: DataSplits, fit: Fit, tmp_path: Path) -> None:
     train = TRAIN | {"checkpoint": {"every_steps": 4}}
     with pytest.raises(RuntimeError, match="the power went out"):
         fit(build(data, crash_at=8), data, train, tmp_path)
@@ -108,9 +106,7 @@ def test_without_trackers_there_are_no_events(data: DataSplits, fit: Fit, tmp_pa
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
-def test_a_missing_tracker_names_its_extra(
-    data: DataSplits, fit: Fit, tmp_path: Path, tracker: str
-) -> None:
+def test_a_missing_tracker_names_its_extra(data: DataSplits, fit: Fit, tmp_path: Path, tracker: str) -> None:
     if importlib.util.find_spec(tracker) is not None:
         pytest.skip(f"{tracker} is installed")
     task = build(data)

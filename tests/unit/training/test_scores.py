@@ -92,6 +92,7 @@ def test_the_interval_is_that_of_a_binomial(task: Classification) -> None:
     assert (low, high) != confidence_interval(task, outputs, target, seed=2)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_is_true(task: Classification) -> None:
     random = np.random.default_rng(0)
     covered = 0
@@ -107,9 +108,7 @@ def test_a_sure_score_has_no_width(task: Classification) -> None:
     assert confidence_interval(task, outputs, target, seed=0) == (1.0, 1.0)
 
 
-def test_scores_stand_beside_their_baseline(
-    data: DataSplits, task: Classification, tmp_path: Path
-) -> None:
+def test_scores_stand_beside_their_baseline(data: DataSplits, task: Classification, tmp_path: Path) -> None:
     record, outputs = score_split(task, data.test, "test", data.train.targets, 64, seed=0)
     assert record["size"] == len(data.test)
     assert record["interval"][0] <= record["metrics"]["accuracy"] <= record["interval"][1]

@@ -27,7 +27,7 @@ from fmdist.training.engine import engine
 from fmdist.training.loop import step_seed
 
 if TYPE_CHECKING:
-    from conftest import Fit
+    from tests.conftest import Fit
 
 TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 128, "optimizer": "SGD", "lr": 0.1}
 STEPS = 10
@@ -248,7 +248,9 @@ def test_compiled_training_agrees(
     fit(plain, data, train, tmp_path / "plain")
     fit(compiled, data, train | {"compile": True}, tmp_path / "compiled")
     expected = plain.roles()["model"].state_dict()
-    assert sorted(expected) == sorted(load_file(str(next((tmp_path / "compiled").rglob("model.safetensors")))))
+    assert sorted(expected) == sorted(
+        load_file(str(next((tmp_path / "compiled").rglob("model.safetensors"))))
+    )
     for name, value in compiled.roles()["model"].state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
