@@ -128,6 +128,9 @@ def begin(
     if (run.path / CHECKPOINTS).is_dir() and (run.path / DATA).is_file():
         was = storage.read_json(run.path / DATA)
         check_data(run.path, was.get("sha256", {}), data.get("sha256", {}))
+    if (run.path / RECIPE).is_file() and not _saved_anything(run.path):
+        logger.info("%s: starting over, since the run there had saved nothing yet", run.path)
+        shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     run.write("running", {})
     storage.write_text(run.path / RECIPE, to_yaml(recipe))
     storage.write_json(run.path / SIGNATURE, answers)
@@ -283,9 +286,7 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
         return
     old = read(path / RECIPE).values
     changed = differences(old, recipe)
-    if changed and not any((path / CHECKPOINTS).glob("step-*")):
-        logger.warning("%s: starting over, since the run there had saved nothing yet", path)
-        shutil.rmtree(path / "tensorboard", ignore_errors=True)
+    if changed and not _saved_anything(path):
         return
     if changed:
         raise CheckpointError(
@@ -301,6 +302,10 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
             problem="the run is finished",
             fix="raise train.epochs to train on, or give another directory with -o or another name",
         )
+
+
+def _saved_anything(path: Path) -> bool:
+    return any((path / CHECKPOINTS).glob("step-*"))
 
 
 def _gpu() -> str | None:
