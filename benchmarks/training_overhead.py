@@ -73,7 +73,7 @@ def ours(case: Case) -> tuple[float, str]:
         tempfile.TemporaryDirectory() as name,
         metrics_file(Path(name) / "metrics.jsonl") as metrics,
         engine(config, Context(), Path(name)) as working,
-        ProgressLine(console.Progress("training"), "accuracy") as line,
+        ProgressLine(config.epochs, "accuracy") as line,
     ):
         store = CheckpointStore(Path(name) / "checkpoints", "max", config.checkpoint)
         listeners: list[Listener] = [metrics, Trackers(working), line, clock]

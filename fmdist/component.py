@@ -90,7 +90,7 @@ def find(group: str, name: str) -> Kind:
         problem="unknown kind",
         value=name,
         allowed=", ".join(known),
-        fix=did_you_mean(name, known),
+        fix=did_you_mean(name, known) or "name the folder of a plug-in of your own with --plugins",
     )
 
 
@@ -171,8 +171,9 @@ def _import_file(kind: Kind) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise UsageError(
-            field=kind.module,
-            problem=f"the plug-in can't be imported ({type(error).__name__}: {error})",
-            fix="mend it; -v shows the traceback",
+            field=f"{kind.group}.kind",
+            problem=f"{kind.module} can't be imported ({type(error).__name__}: {error})",
+            value=kind.name,
+            fix="mend the plug-in; -v shows the traceback",
         ) from error
     return module

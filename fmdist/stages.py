@@ -202,6 +202,7 @@ def compress(
         recipe={**recipe.plain, "compress": config.model_dump(mode="json")},
         source=f"{folder}/{saved.path.name}",
         fingerprint=weights_digest(task.roles()["model"]),
+        run=runs.read_run(folder)["created"],
     )
     target = output or ARTIFACTS / folder.name
     make_artifact(subject, config, target)

@@ -56,7 +56,8 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
     Args:
         subject: the trained model with its data.
         config: the recipe's ``compress:`` section.
-        output: the artifact's folder: new, empty, or of this very subject.
+        output: the artifact's folder: new, empty, or of this very subject; the artifact of an earlier state
+            of the subject's run is replaced.
 
     Raises:
         CheckpointError: if ``output`` holds something else, or another process is writing there.
@@ -69,9 +70,7 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
     with storage.lock(output):
         storage.remove_leftovers(output)
         _check_owner(output, subject)
-        (output / FOLDER).mkdir(exist_ok=True)
-        if not (output / FOLDER / _OWNER).exists():
-            storage.write_json(output / FOLDER / _OWNER, _owner(subject))
+        _own(output, subject)
         stages = Stages(output)
         exported = _export(subject, config, stages)
         passes: list[Done] = []
@@ -302,18 +301,31 @@ def _place(draft: Path, target: Path) -> None:
         draft.with_suffix(".bin").replace(target.with_suffix(".bin"))
 
 
+def _own(output: Path, subject: Subject) -> None:
+    """Write whose artifact this is; from other weights on the folder is no finished artifact."""
+    (output / FOLDER).mkdir(exist_ok=True)
+    file = output / FOLDER / _OWNER
+    if file.exists() and storage.read_json(file) == _owner(subject):
+        return
+    (output / storage.MANIFEST).unlink(missing_ok=True)
+    storage.write_json(file, _owner(subject))
+
+
 def _owner(subject: Subject) -> dict[str, str]:
-    return {"name": subject.name, "fingerprint": subject.fingerprint}
+    return {"name": subject.name, "run": subject.run, "fingerprint": subject.fingerprint}
 
 
 def _check_owner(output: Path, subject: Subject) -> None:
-    """Raise `CheckpointError` unless ``output`` is new, empty, or an artifact of this subject."""
+    """Raise `CheckpointError` unless ``output`` is new, empty, or an artifact of this subject's run."""
     if output.exists() and not output.is_dir():
         raise CheckpointError(field="-o", problem="a file is in the way of the artifact", value=str(output))
     owner = output / FOLDER / _OWNER
     if owner.is_file():
         found = storage.read_json(owner)
-        if found != _owner(subject):
+        same_run = subject.run and found.get("run") == subject.run
+        if found.get("name") != subject.name or not (
+            same_run or found.get("fingerprint") == subject.fingerprint
+        ):
             raise CheckpointError(
                 field="-o",
                 problem=f"the directory holds the artifact of other weights (of '{found.get('name')}')",
@@ -321,8 +333,7 @@ def _check_owner(output: Path, subject: Subject) -> None:
                 fix="remove it, or give another directory with -o",
             )
         return
-    ours = {storage.LOCK, FOLDER}
-    if output.is_dir() and any(path.name not in ours for path in output.iterdir()):
+    if output.is_dir() and any(path.name not in (storage.LOCK, FOLDER) for path in output.iterdir()):
         raise CheckpointError(
             field="-o",
             problem="the directory holds something that isn't an artifact",

@@ -42,6 +42,8 @@ class Subject:
     """The run that it comes from."""
     fingerprint: str
     """SHA-256 of the weights: an artifact belongs to one."""
+    run: str = ""
+    """Tells runs of one name apart: training on gives a run's artifact other weights, another run may not."""
 
     @property
     def export(self) -> ExportSpec:

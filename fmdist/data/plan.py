@@ -53,6 +53,12 @@ class BatchPlan:
         full, rest = divmod(self.size, self.global_batch)
         return full + (1 if rest and not self.drop_last else 0)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Samples in the smallest batch of an epoch, its last."""
+        rest = self.size % self.global_batch
+        return rest if rest and not self.drop_last else min(self.size, self.global_batch)
+
     def indices(self, epoch: int, step: int) -> Indices:
         """Return the samples of one global batch, int64 (<= global_batch,); ``step`` counts from 0."""
         if not 0 <= step < self.steps_per_epoch:

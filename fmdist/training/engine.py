@@ -161,8 +161,10 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
             project_dir=folder,
         )
         _prove(accelerator, device, context)
-        yield Engine(accelerator, config)
-        accelerator.end_training()
+        try:
+            yield Engine(accelerator, config)
+        finally:
+            accelerator.end_training()
     finally:
         _reset_accelerate()
         torch.use_deterministic_algorithms(deterministic)

@@ -78,7 +78,12 @@ def confidence_interval(
     """Return the 95% percentile bootstrap interval of the primary metric (Efron 1979), over samples."""
     random = np.random.default_rng(seed)
     draws = (random.integers(len(target), size=len(target)) for _ in range(RESAMPLES))
-    scores = [score(task, outputs[rows], target[rows])[task.primary[0]] for rows in draws]
+    metric = task.metrics()[task.primary[0]]
+    scores = []
+    for rows in draws:
+        metric.reset()
+        metric.update(torch.from_numpy(outputs[rows]), torch.from_numpy(target[rows]))
+        scores.append(float(metric.compute()))
     low, high = np.nanpercentile(scores, [2.5, 97.5])
     return float(low), float(high)
 

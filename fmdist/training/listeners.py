@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fmdist import storage
+from fmdist.console import Progress
 
 if TYPE_CHECKING:
-    from fmdist.console import Progress
     from fmdist.training.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,10 @@ class Trackers:
 class ProgressLine:
     """The live line: steps, rate, ETA, the running loss and the last evaluation's primary metric."""
 
-    def __init__(self, progress: Progress, primary: str) -> None:
-        self._progress = progress
+    def __init__(self, total: int, primary: str) -> None:
+        self._total = total
         self._primary = primary
+        self._line: Progress | None = None
         self._shown: dict[str, float] = {}
         self._done = 0
 
@@ -102,14 +103,18 @@ class ProgressLine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.close(self._done, self._shown)
+        if self._line is not None:
+            self._line.close(self._done, self._shown)
 
     def step(self, done: int, loss: Callable[[], float]) -> None:
         """Draw, if it is time to."""
         self._done = done
-        if self._progress.due():
+        if self._line is None:
+            # The steps that a resumed run made before are no part of this process's rate.
+            self._line = Progress("training", self._total, initial=done - 1)
+        if self._line.due():
             self._shown["loss"] = loss()
-            self._progress.update(done, self._shown)
+            self._line.update(done, self._shown)
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Keep an evaluation's primary metric on the line."""
@@ -175,10 +180,14 @@ class Profiler(Stopwatch):
 
     def finish(self) -> None:
         """Write what was traced; nothing if the run was too short to begin."""
-        if self._finished or self._steps < PROFILE_SKIP:
+        if self._finished:
             return
         self._finished = True
-        self._trace.stop()
+        if self._steps >= PROFILE_SKIP:
+            self._trace.stop()
+        if self._steps <= PROFILE_SKIP:
+            logger.warning("--profile: nothing was traced, the first %d steps are left out", PROFILE_SKIP)
+            return
         self._trace.export_chrome_trace(str(self._folder / "trace.json"))
         traced = min(self._steps - PROFILE_SKIP, PROFILE_STEPS)
         storage.write_text(self._folder / "table.txt", self._table(traced))

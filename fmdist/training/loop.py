@@ -82,7 +82,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     # 1. What is trained: an optimizer per phase, and the averaged copy of each role if there is to be one.
     weights = task.sample_weights(data.train.targets)
     plan = BatchPlan(len(data.train), config.batch_size, seed, weights, config.drop_last)
-    roles, trainers, trainables = prepare(task, config, engine)
+    roles, trainers, trainables = prepare(task, config, engine, plan)
     scored = {role: average.module for role, average in trainables.averages.items()} or trainables.roles
 
     # 2. Where we stand: the newest whole checkpoint, or the beginning.
@@ -187,8 +187,8 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
 
 def step_seed(seed: int, epoch: int, position: int) -> int:
     """Return the 63-bit seed of a step: splitmix64 (Steele et al. 2014) over the three numbers."""
-    state = seed
-    for value in (epoch, position):
+    state = 0
+    for value in (seed, epoch, position):
         state = (state ^ value) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
         state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF

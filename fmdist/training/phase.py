@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmdist.contracts import Batch, Phase, Roles, Task
-from fmdist.errors import TrainingError
+from fmdist.data.plan import BatchPlan
+from fmdist.errors import CapabilityError, TrainingError, did_you_mean
 from fmdist.training.checkpoint import Trainables
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
@@ -125,8 +126,15 @@ class PhaseTrainer:
         logger.warning("skipped an update: the %s of '%s' is not finite", what, self.phase.role)
 
 
-def prepare(task: Task, config: TrainConfig, engine: Engine) -> tuple[Roles, list[PhaseTrainer], Trainables]:
-    """Return the roles as the losses call them, a trainer per phase, and all that a checkpoint holds."""
+def prepare(
+    task: Task, config: TrainConfig, engine: Engine, plan: BatchPlan
+) -> tuple[Roles, list[PhaseTrainer], Trainables]:
+    """Return the roles as the losses call them, a trainer per phase, and all that a checkpoint holds.
+
+    Raises:
+        CapabilityError: if the recipe names a role that isn't trained, or a batch is too small for BatchNorm.
+    """
+    _check(task, config, plan)
     modules = {role: module.to(engine.device) for role, module in task.roles().items()}
     averages: dict[str, AveragedModel] = {}
     if config.ema is not None:
@@ -142,6 +150,29 @@ def prepare(task: Task, config: TrainConfig, engine: Engine) -> tuple[Roles, lis
         trainers.append(PhaseTrainer(phase, task, engine, optimizer, update, config, base_lrs))
     optimizers = {trainer.phase.role: trainer.optimizer for trainer in trainers}
     return roles, trainers, Trainables(modules, averages, optimizers)
+
+
+def _check(task: Task, config: TrainConfig, plan: BatchPlan) -> None:
+    roles = [phase.role for phase in task.phases()]
+    for role in config.phases:
+        if role not in roles:
+            raise CapabilityError(
+                field=f"train.phases.{role}",
+                problem="the task trains no such role",
+                allowed=", ".join(roles),
+                fix=did_you_mean(role, roles),
+            )
+    smallest = plan.smallest_batch // config.accumulate
+    norms = (nn.BatchNorm1d, nn.SyncBatchNorm)
+    if smallest < 2 and any(
+        isinstance(part, norms) for module in task.roles().values() for part in module.modules()
+    ):
+        raise CapabilityError(
+            field="train.batch_size",
+            problem="BatchNorm needs two samples, and one of an epoch's batches or their parts has one",
+            value=config.batch_size,
+            fix="set train.drop_last: true, or choose another batch size",
+        )
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from fmdist.console import Progress as Line
 from fmdist.contracts import Context, Task
 from fmdist.data.splits import DataSplits
 from fmdist.training.checkpoint import CheckpointStore, parameter_count
@@ -42,7 +41,7 @@ def train_run(
     with ExitStack() as stack:
         metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
         working = stack.enter_context(engine(config, context, run.path))
-        line = stack.enter_context(ProgressLine(Line("training", total=steps), task.primary[0]))
+        line = stack.enter_context(ProgressLine(steps, task.primary[0]))
         listeners: list[Listener] = [metrics, Trackers(working), line]
         watch: Stopwatch = NoStopwatch()
         if profile:

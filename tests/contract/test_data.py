@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_samples import SAMPLES
 
 from fmdist import component
 from fmdist.contracts import DataSpec, Draw
@@ -19,6 +18,7 @@ from fmdist.data.loader import evaluation_loader
 from fmdist.data.preprocess import Preprocess
 from fmdist.data.splits import DataSplits, Split
 from fmdist.errors import DataError
+from tests.contract.data_samples import SAMPLES
 
 KINDS = sorted(component.kinds("data"))
 NAMES = ("train", "validation", "test")

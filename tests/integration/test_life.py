@@ -24,6 +24,7 @@ data: {kind: digits}
 model: {kind: mlp, hidden: [16]}
 task: {kind: classification}
 train: {epochs: 1, lr: 1e-2, threads: 1, trackers: [], checkpoint: {keep: 5}}
+compress: {runtimes: [openvino], benchmark: {samples: 10, batch_size: 16}}
 """
 
 
@@ -117,8 +118,8 @@ def test_a_stopped_compression_goes_on(lived: Path, number: signal.Signals) -> N
 
 def test_profile_and_more_epochs(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(MLP)
-    done = succeed(tmp_path, "run", "short.yaml", "--profile", "--json")
-    assert done.json == {"run": "runs/short", "report": "runs/short/report.html"}
+    succeed(tmp_path, "run", "short.yaml", "--profile")
+    artifact = storage.verify(tmp_path / "artifacts/short")
     profile = {file.name: file.stat().st_size for file in (tmp_path / "runs/short/profile").iterdir()}
     assert len(profile) == 2
     assert all(profile.values())
@@ -129,6 +130,16 @@ def test_profile_and_more_epochs(tmp_path: Path) -> None:
     assert len(second) == 2 * len(first)
     run = storage.read_json(tmp_path / "runs/short/run.json")
     assert (run["status"], run["epoch"]) == ("finished", 2)
+    # The artifact of the shorter training makes way for that of the longer one.
+    replaced = storage.verify(tmp_path / "artifacts/short")
+    assert replaced["fingerprint"] != artifact["fingerprint"]
+    assert replaced["results"][0]["value"] > artifact["results"][0]["value"]
+
+
+def test_a_recipe_without_compression_ends_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text(MLP[: MLP.index("compress")])
+    done = succeed(tmp_path, "run", "short.yaml", "--json")
+    assert done.json == {"run": "runs/short", "report": "runs/short/report.html"}
     assert not (tmp_path / "artifacts").exists()
 
 

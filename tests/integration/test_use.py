@@ -202,7 +202,9 @@ WITHOUT = """
 import json, sys
 
 # An editable installation would still find what the copy lacks.
-sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
+editable = [one for one in sys.meta_path if getattr(one, "__module__", "").startswith("__editable__")]
+for finder in editable:
+    sys.meta_path.remove(finder)
 from fmdist.cli.main import main
 
 code = main(json.loads(sys.argv[1]))

@@ -57,7 +57,9 @@ def test_loading_a_plugin_imports_it_once(folder: Path) -> None:
 def test_a_plugin_that_fails_leaves_no_half_module(folder: Path) -> None:
     (folder / "models" / "broken.py").write_text("class Config: ...\n\n1 / 0\n")
     add_plugin_folder(folder)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(
+        UsageError, match=r"broken\.py can't be imported \(ZeroDivisionError: .*\), got 'broken'"
+    ):
         load(find("models", "broken"))
     assert "fmdist_plugins.models.broken" not in sys.modules
 

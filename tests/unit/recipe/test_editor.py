@@ -4,12 +4,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from toy_sections import SECTIONS, Work, install
 
 from fmdist.recipe.editor import commented, json_schema
 from fmdist.recipe.parsing import parse
 from fmdist.recipe.reader import read_text
 from fmdist.recipe.resolved import to_plain
+from tests.unit.recipe.toy_sections import SECTIONS, Work, install
 
 
 @pytest.fixture(autouse=True)

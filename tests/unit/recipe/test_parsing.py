@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_sections import SECTIONS, Inner, Work, install
 
 from fmdist.errors import DependencyMissing, Problem, RecipeError
 from fmdist.recipe.overrides import apply
 from fmdist.recipe.parsing import load, parse
 from fmdist.recipe.reader import read_text
+from tests.unit.recipe.toy_sections import SECTIONS, Inner, Work, install
 
 GOOD = "name: x\ntoy: {kind: ball}\n"
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_sections import SECTIONS, install
 
 from fmdist.recipe.parsing import parse
 from fmdist.recipe.reader import read_text
 from fmdist.recipe.resolved import fingerprint, to_plain, to_yaml
+from tests.unit.recipe.toy_sections import SECTIONS, install
 
 
 def test_reads_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

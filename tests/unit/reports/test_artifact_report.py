@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import manifest, result, write_artifact
 
 from fmdist import reports
 from fmdist.errors import CheckpointError
+from tests.unit.reports.report_records import manifest, result, write_artifact
 
 
 def written(folder: Path, **changes: Any) -> str:

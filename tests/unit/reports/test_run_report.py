@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_records import class_record, logits, write_artifact, write_evaluation, write_run
 
 from fmdist import reports
 from fmdist.errors import CheckpointError, UsageError
+from tests.unit.reports.report_records import (
+    class_record,
+    logits,
+    write_artifact,
+    write_evaluation,
+    write_run,
+)
 
 IMAGES = np.arange(4 * 64, dtype=np.uint8).reshape(4, 1, 8, 8)
 
