@@ -347,11 +347,7 @@ def is_artifact(folder: Path) -> bool:
 
 
 def _existing(target: Path | str) -> Path:
-    """Return the folder of a run or an artifact.
-
-    Raises:
-        UsageError: if it is neither, with the name beside it that is meant, if there is one like it.
-    """
+    """Return the folder of a run or an artifact; the error for another says which name is meant."""
     folder = Path(target)
     if is_artifact(folder) or (folder / _RUN).is_file():
         return folder

@@ -95,7 +95,11 @@ def test_a_damaged_published_file(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         TABLE.replace("kind: table, path: table.csv, target: y", "kind: mnist, root: mnist")
     )
-    refused(fmdist(tmp_path, "train", "bad.yaml"), "train-labels-idx1-ubyte", "8")
+    refused(
+        fmdist(tmp_path, "train", "bad.yaml"),
+        "mnist/train-labels-idx1-ubyte: the labels don't fit",
+        "got (3,)",
+    )
 
 
 IMAGES = (
