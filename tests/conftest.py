@@ -35,7 +35,7 @@ def leaves_nothing_behind() -> Iterator[None]:
         name for name in environment.keys() | now.keys() if environment.get(name) != now.get(name)
     )
     assert not changed, f"the test left environment variables changed: {changed}"
-    assert _logging() == loggers, "the test left the logger of fmdist changed"
+    assert _logging() == loggers, "the test left a logger changed"
     assert not set(multiprocessing.active_children()) - children
     left = [thread for thread in set(threading.enumerate()) - threads if not thread.daemon]
     for thread in left:
@@ -43,9 +43,9 @@ def leaves_nothing_behind() -> Iterator[None]:
     assert not [thread for thread in left if thread.is_alive()]
 
 
-def _logging() -> tuple[list[logging.Handler], int, bool]:
+def _logging() -> tuple[list[logging.Handler], int, bool, int]:
     logger = logging.getLogger("fmdist")
-    return list(logger.handlers), logger.level, logger.propagate
+    return list(logger.handlers), logger.level, logger.propagate, logging.root.level
 
 
 def _environment() -> dict[str, str]:

@@ -80,7 +80,9 @@ class Verb(click.Command):
             try:
                 answer: Answer = super().invoke(ctx)
             except KeyboardInterrupt:
-                raise Interrupted(signal.SIGINT, saved="") from None
+                raise Interrupted(
+                    signal.SIGINT, saved="the same command goes on from what is finished"
+                ) from None
             write(json.dumps(answer.data, indent=2, allow_nan=False) if as_json else answer.text)
         return answer.exit_code
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,7 @@ def _dynamic_shapes(spec: ExportSpec) -> tuple[Any, ...]:
 @contextmanager
 def _exporting(target: str) -> Iterator[None]:
     """Keep the exporters' warnings about their own internals to ourselves; name the target of a failure."""
+    level = logging.root.level
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -112,3 +114,6 @@ def _exporting(target: str) -> Iterator[None]:
                 problem=f"the model can't be exported ({type(cause).__name__}: {said})",
                 fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
             ) from error
+        finally:
+            # OpenVINO's converter leaves the root logger at ERROR, for everybody.
+            logging.root.setLevel(level)

@@ -122,4 +122,7 @@ def test_control_c_in_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert _call(toy) == 130
-    assert capsys.readouterr().err == "error: interrupted by signal 2\n"
+    assert (
+        capsys.readouterr().err
+        == "error: interrupted by signal 2. The same command goes on from what is finished\n"
+    )

@@ -1,0 +1,113 @@
+"""What is done with a run or an artifact: evaluate, predict, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmdist import storage
+from fmdist.stages.places import existing, is_artifact, open_trained
+from fmdist.stages.recipe import load_recipe, only
+
+if TYPE_CHECKING:
+    from fmdist.data.splits import DataSplits, Split
+
+SPLITS = ("train", "validation", "test")
+
+
+def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvino") -> dict[str, Any]:
+    """Return the scores of a run's best checkpoint, or of an artifact in a runtime, on a split.
+
+    Args:
+        target: the folder of a run or an artifact.
+        split: ``train``, ``validation`` or ``test``.
+        runtime: ``openvino`` or ``onnxruntime``, for an artifact.
+
+    Raises:
+        DataError: if the recipe's data is no longer what it was.
+    """
+    from fmdist.deployment.runtime import RUNTIMES, check_choice
+
+    check_choice("--split", split, SPLITS)
+    check_choice("--runtime", runtime, RUNTIMES)
+    folder = existing(target)
+    if is_artifact(folder):
+        return _evaluate_artifact(folder, split, runtime)
+    from fmdist.training import run as runs
+    from fmdist.training.scoring import score_split
+
+    recipe, data, task = open_trained(folder)
+    runs.load_best(folder, task)
+    size = recipe.train.evaluation_batch_size
+    return score_split(task, _split(data, split), split, data.train.targets, size, recipe.seed)[0]
+
+
+def predict(
+    target: Path | str, inputs: Sequence[Path | str], *, runtime: str = "openvino"
+) -> list[dict[str, Any]]:
+    """Return an answer for every image, and for every row of a CSV or Parquet file.
+
+    Args:
+        target: the folder of a run or an artifact; an artifact needs only its runtime and its manifest.
+        inputs: files of the kind that the model was trained on.
+        runtime: ``openvino`` or ``onnxruntime``, for an artifact.
+
+    Returns:
+        For each: ``input``, and what `fmdist.tasks.decoding.decode` says.
+    """
+    from fmdist.data.inputs import read_inputs
+    from fmdist.data.preprocess import Preprocess
+    from fmdist.deployment.runtime import RUNTIMES, check_choice
+    from fmdist.tasks.decoding import decode
+
+    check_choice("--runtime", runtime, RUNTIMES)
+    folder, paths = existing(target), [Path(path) for path in inputs]
+    if is_artifact(folder):
+        from fmdist.deployment.artifact import load
+
+        artifact = load(folder, runtime=runtime)
+        names, raw = read_inputs(paths, artifact.preprocess)
+        answers = artifact.predict(raw)
+    else:
+        from fmdist.contracts import DataSpec
+        from fmdist.training import run as runs
+        from fmdist.training.evaluation import run_model
+
+        recipe = load_recipe(runs.recipe_path(folder))
+        signature = storage.read_json(folder / runs.SIGNATURE)
+        names, raw = read_inputs(paths, preprocess := Preprocess.from_json(signature["preprocessing"]))
+        task = runs.build_task(recipe.task, recipe.seed, DataSpec.from_json(signature["spec"]), recipe.model)
+        runs.load_best(folder, task)
+        answers = decode(signature["decoding"], run_model(task, preprocess.input.name, preprocess(raw)))
+    return [{"input": name, **answer} for name, answer in zip(names, answers, strict=True)]
+
+
+def report(target: Path | str) -> Path:
+    """Write ``report.html`` into the folder of a run or an artifact and return its path."""
+    from fmdist.reports import write
+
+    return write(existing(target))
+
+
+def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]:
+    from fmdist.deployment.artifact import load
+    from fmdist.recipe import parsing
+    from fmdist.training import run as runs
+    from fmdist.training.scoring import NoModel, gather, score_outputs
+
+    artifact = load(folder, runtime=runtime)
+    was = artifact.manifest["recipe"]
+    needed = only("seed", "data", "task")
+    parsed = parsing.parse({name: was[name] for name in needed}, needed)
+    data = parsed["data"].build(parsed["seed"])
+    runs.check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data.record["sha256"])
+    task = runs.build_task(parsed["task"], parsed["seed"], data.spec, NoModel())
+    part = _split(data, split)
+    outputs = gather(part, artifact.outputs)
+    scores = score_outputs(task, part, split, data.train.targets, outputs, parsed["seed"])
+    return {**scores, "runtime": runtime, "variant": artifact.variant}
+
+
+def _split(data: DataSplits, name: str) -> Split:
+    return {"train": data.train.plain(), "validation": data.validation, "test": data.test}[name]
