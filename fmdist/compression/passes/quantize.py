@@ -222,9 +222,10 @@ def _size(bench: Workbench) -> int:
 @contextmanager
 def _quiet_nncf() -> Iterator[None]:
     """Keep NNCF's progress bars off stdout, which belongs to ``--json``, and its log for errors."""
-    import nncf
+    from nncf.common.logging import nncf_logger
 
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level, which changes handlers too, whoever put them there.
+    nncf_logger.setLevel(logging.ERROR)
     # Says on every machine without a GPU that there is none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
