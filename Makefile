@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each in processes of its own: exporters and runtimes don't bear forks and each other in one for long.
+SUITES := cli contract faults integration parity unit
 
 .PHONY: demo test check sweep bench install clean
 
@@ -9,7 +11,7 @@ demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
 	$(BIN)/fmdist run recipes/digits.yaml
 
 test: check  ## Everything: lint, types, layers, all tests.
-	$(BIN)/python -m pytest -m "slow" -n 2 --dist loadgroup tests
+	for suite in $(SUITES); do $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup tests/$$suite || exit 1; done
 
 check: $(STAMP)  ## Lint, types, layers and the fast tests.
 	$(BIN)/ruff format --check .

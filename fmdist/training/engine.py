@@ -169,8 +169,11 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
         _reset_accelerate()
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
-        os.environ.clear()
-        os.environ.update(environment)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(
+            {name: value for name, value in environment.items() if os.environ.get(name) != value}
+        )
 
 
 def _choose_device(wanted: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def die_at_write(number: int, recipe: dict[str, Any], folder: Path) -> bool:
         try:
             stages.train(recipe, output=folder)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
