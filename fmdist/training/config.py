@@ -113,7 +113,7 @@ class TrainConfig(Section):
     """Epochs between two evaluations on the validation split; the last epoch is always evaluated."""
     evaluation_batch_size: int = Field(default=512, ge=1)
     """Samples per batch where no gradient is needed."""
-    log_every_steps: int = Field(default=50, ge=1)
+    log_every_steps: int = Field(default=100, ge=1)
     """Steps between two training records in metrics.jsonl and the trackers."""
     ema: EmaConfig | None = None
     """Average the weights."""

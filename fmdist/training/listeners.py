@@ -23,12 +23,16 @@ PROFILE_SKIP, PROFILE_STEPS = 5, 20
 """Steps left out of a profile while caches warm up, and steps traced."""
 
 
-class Listener(Protocol):
-    """Hears of every step, and of every record that goes into metrics.jsonl."""
+class StepListener(Protocol):
+    """Hears of every step; a call costs every step its time."""
 
     def step(self, done: int, loss: Callable[[], float]) -> None:
         """Hear that optimizer step ``done`` (from 1) is made; ``loss()`` is the running mean."""
         ...
+
+
+class RecordListener(Protocol):
+    """Hears of every record that goes into metrics.jsonl."""
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Hear a record: ``split``, ``epoch``, ``step`` and numbers."""
@@ -46,9 +50,6 @@ class MetricsFile:
         """Append a record."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-
-    def step(self, done: int, loss: Callable[[], float]) -> None:
-        """Steps are not recorded one by one."""
 
     def synced_size(self) -> int:
         """Return the file's size in bytes once it is on disk; a checkpoint stores it."""
@@ -81,12 +82,9 @@ class Trackers:
         numbers = {
             f"{values['split']}/{name}": value
             for name, value in values.items()
-            if name not in ("split", "step") and isinstance(value, float | int)
+            if name not in ("split", "step", "epoch", "seconds") and isinstance(value, float | int)
         }
         self._engine.log(numbers, values["step"])
-
-    def step(self, done: int, loss: Callable[[], float]) -> None:
-        """Steps are not sent one by one."""
 
 
 class ProgressLine:
@@ -175,9 +173,6 @@ class Profiler(Stopwatch):
             self.finish()
         self._last = time.perf_counter()
 
-    def record(self, values: Mapping[str, Any]) -> None:
-        """Records are not profiled."""
-
     def finish(self) -> None:
         """Write what was traced; nothing if the run was too short to begin."""
         if self._finished:
@@ -211,7 +206,7 @@ def metrics_file(path: Path) -> Iterator[MetricsFile]:
         file.close()
 
 
-def tell(listeners: Sequence[Listener], values: Mapping[str, Any]) -> None:
+def tell(listeners: Sequence[RecordListener], values: Mapping[str, Any]) -> None:
     """Give a record to every listener."""
     for listener in listeners:
         listener.record(values)

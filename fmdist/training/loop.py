@@ -20,7 +20,14 @@ from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.evaluation import evaluate
-from fmdist.training.listeners import Listener, MetricsFile, NoStopwatch, Stopwatch, tell
+from fmdist.training.listeners import (
+    MetricsFile,
+    NoStopwatch,
+    RecordListener,
+    StepListener,
+    Stopwatch,
+    tell,
+)
 from fmdist.training.optim import lr_factor
 from fmdist.training.phase import PhaseTrainer, prepare
 from fmdist.training.signals import StopRequest
@@ -59,7 +66,8 @@ class Equipment:
     engine: Engine
     store: CheckpointStore
     metrics: MetricsFile
-    listeners: Sequence[Listener]
+    listeners: Sequence[RecordListener]
+    followers: Sequence[StepListener]
     watch: Stopwatch = field(default_factory=NoStopwatch)
     context: Context = field(default_factory=Context)
 
@@ -137,8 +145,8 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 progress.samples += sum([len(batch["index"]) for batch in window])
 
                 # 5. Between two steps: tell, save, stop.
-                for listener in tools.listeners:
-                    listener.step(progress.step, trainers[-1].mean_loss)
+                for follower in tools.followers:
+                    follower.step(progress.step, trainers[-1].mean_loss)
                 last = progress.position == plan.steps_per_epoch
                 if progress.step % config.log_every_steps == 0 or (last and config.evaluates(progress.epoch)):
                     _record(progress, trainers, tools.listeners, time.perf_counter() - began)
@@ -197,7 +205,7 @@ def step_seed(seed: int, epoch: int, position: int) -> int:
 
 
 def _record(
-    progress: Progress, trainers: Sequence[PhaseTrainer], listeners: Sequence[Listener], seconds: float
+    progress: Progress, trainers: Sequence[PhaseTrainer], listeners: Sequence[RecordListener], seconds: float
 ) -> None:
     """Tell the listeners the means since the last training record."""
     record: dict[str, float | int | str] = {

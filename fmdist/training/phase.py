@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fmdist.contracts import Batch, Phase, Roles, Task
+from fmdist.contracts import Batch, LossOut, Phase, Roles, Task
 from fmdist.data.plan import BatchPlan
 from fmdist.errors import CapabilityError, TrainingError, did_you_mean
 from fmdist.training.checkpoint import Trainables
@@ -60,17 +60,14 @@ class PhaseTrainer:
         """
         total = sum([self.task.count(batch) for batch in window])
         self.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
+        outs: list[LossOut] = []
         for batch in window:
             out = self.phase.loss(roles, batch, generator)
             watch.lap("forward")
             self.engine.backward(out.loss_sum, total)
             watch.lap("backward")
-            _add(sums, "loss", out.loss_sum)
-            for name, value in out.logs.items():
-                _add(sums, name, value)
-            self.counted += out.count
-        loss_sum = sums["loss"].item()
+            outs.append(out)
+        loss_sum = sum([out.loss_sum.item() for out in outs])
         finite = math.isfinite(loss_sum)
         if self.config.clip_norm is not None and finite:
             norm = self.engine.clip(self.optimizer, self.config.clip_norm)
@@ -84,9 +81,15 @@ class PhaseTrainer:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.update()
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        self._count(loss_sum, outs)
         watch.lap("optimizer")
+
+    def _count(self, loss_sum: float, outs: Sequence[LossOut]) -> None:
+        self.sums["loss"] = self.sums.get("loss", 0.0) + loss_sum
+        for out in outs:
+            self.counted += out.count
+            for name, value in out.logs.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value.item()
 
     def mean_loss(self) -> float:
         """Return the mean loss since the last training record; nan right after one."""
@@ -173,8 +176,3 @@ def _check(task: Task, config: TrainConfig, plan: BatchPlan) -> None:
             value=config.batch_size,
             fix="set train.drop_last: true, or choose another batch size",
         )
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    value = value.detach()
-    sums[name] = sums[name] + value if name in sums else value

@@ -10,10 +10,11 @@ from fmdist.training.checkpoint import CheckpointStore, parameter_count
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import engine
 from fmdist.training.listeners import (
-    Listener,
     NoStopwatch,
     Profiler,
     ProgressLine,
+    RecordListener,
+    StepListener,
     Stopwatch,
     Trackers,
     metrics_file,
@@ -42,13 +43,14 @@ def train_run(
         metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
         working = stack.enter_context(engine(config, context, run.path))
         line = stack.enter_context(ProgressLine(steps, task.primary[0]))
-        listeners: list[Listener] = [metrics, Trackers(working), line]
+        followers: list[StepListener] = [line]
         watch: Stopwatch = NoStopwatch()
         if profile:
             watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
-            listeners.append(profiler)
+            followers.append(profiler)
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
-        tools = Equipment(working, store, metrics, listeners, watch, context)
+        records: list[RecordListener] = [metrics, Trackers(working), line]
+        tools = Equipment(working, store, metrics, records, followers, watch, context)
         parameters = sum(parameter_count(module) for module in task.roles().values())
         run.write("running", {"parameters": parameters})
         progress = fit(task, data, config, tools, seed)
