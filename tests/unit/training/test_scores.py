@@ -88,6 +88,15 @@ def test_the_interval_is_that_of_a_binomial(task: Classification) -> None:
     margin = 1.96 * np.sqrt(0.85 * 0.15 / 1000)
     assert low < 0.85 < high
     assert (low, high) == pytest.approx((0.85 - margin, 0.85 + margin), abs=0.007)
+    assert low == pytest.approx(0.8265, abs=1e-4)  # Wilson's, not symmetric
+    assert high == pytest.approx(0.8708, abs=1e-4)
+
+
+def test_other_metrics_are_resampled(data: DataSplits) -> None:
+    task = classification.Config(primary="f1_macro").build(data.spec, mlp.Config())
+    outputs, target = guesses(right=850, size=1000)
+    low, high = confidence_interval(task, outputs, target, seed=1)
+    assert 0.8 < low < score(task, outputs, target)["f1_macro"] < high < 0.9
     assert (low, high) == confidence_interval(task, outputs, target, seed=1)
     assert (low, high) != confidence_interval(task, outputs, target, seed=2)
 
@@ -103,9 +112,11 @@ def test_the_interval_covers_what_is_true(task: Classification) -> None:
     assert covered >= 17  # of 20 at 95%: fewer have a probability of 2%
 
 
-def test_a_sure_score_has_no_width(task: Classification) -> None:
+def test_all_right_is_not_certain(task: Classification) -> None:
     outputs, target = guesses(right=50, size=50)
-    assert confidence_interval(task, outputs, target, seed=0) == (1.0, 1.0)
+    low, high = confidence_interval(task, outputs, target, seed=0)
+    assert low == pytest.approx(50 / (50 + 1.959964**2))
+    assert high == 1.0
 
 
 def test_scores_stand_beside_their_baseline(data: DataSplits, task: Classification, tmp_path: Path) -> None:
