@@ -1,4 +1,4 @@
-"""fmdist: from one recipe file to a model that is trained, compressed, verified and served.
+"""fmdist: from one recipe file to a model that is trained, compressed and verified.
 
 The verbs are functions here, loaded when first used: ``fmdist.train("recipe.yaml")``.
 """
