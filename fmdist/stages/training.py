@@ -64,12 +64,12 @@ def train(
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
         task = runs.build_task(loaded.task, loaded.seed, data.spec, loaded.model)
         runs.begin(run, plain, runs.signature(task, data), data.record)
-        progress = train_run(run, task, data, loaded.train, loaded.seed, context, profile)
+        train_run(run, task, data, loaded.train, loaded.seed, context, profile)
         saved = runs.load_best(folder, task)
         record, outputs = score_split(
             task, data.test, "test", data.train.targets, loaded.train.evaluation_batch_size, loaded.seed
         )
         write_scores(folder / "evaluation", record, outputs, data.test)
-        run.write("finished", runs.summary(progress, task) | {"best_step": saved.step})
+        run.write("finished", {"best_step": saved.step})
     low, high = record["interval"]
     return Trained(folder, record["metrics"], record["baseline"], record["primary"], (low, high))

@@ -7,7 +7,7 @@ got is what was asked, since Accelerate falls back to plain training without an 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Engine:
         self.device: torch.device = accelerator.device
         self._config = config
         self._moves = self.device.type != "cpu"
-        self._shares: dict[float, Tensor] = {}
+        self._share = 0.0, torch.tensor(0.0)
         self.scaled = accelerator.scaler is not None
         """Whether losses are scaled (fp16): then an update can be skipped by the scaler."""
 
@@ -59,11 +59,11 @@ class Engine:
             self.accelerator.backward(loss_sum / count)
             return
         # The quotient's gradient given directly: a division on the graph would cost two more kernels.
-        if (share := self._shares.get(count)) is None:
-            share = self._shares[count] = torch.tensor(
-                1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device
-            )
-        torch.autograd.backward(loss_sum, share)
+        # Only the last is kept: with class weights every batch has another count.
+        if self._share[0] != count:
+            share = torch.tensor(1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device)
+            self._share = count, share
+        torch.autograd.backward(loss_sum, self._share[1])
 
     def clip(self, optimizer: Optimizer, max_norm: float) -> float:
         """Scale the gradients to an L2 norm of at most ``max_norm`` and return the norm before.
@@ -75,10 +75,10 @@ class Engine:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
-    def unwrap(self, module: nn.Module) -> nn.Module:
-        """Return the user's module behind Accelerate's wrappers."""
-        unwrapped: nn.Module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-        return unwrapped
+    def release(self, modules: Iterable[nn.Module]) -> None:
+        """Give trained modules back as they came: on the CPU, their forward not wrapped in autocast."""
+        for module in modules:
+            self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).cpu()
 
     def scaler_state(self) -> dict[str, float] | None:
         """Return the loss scaler's state, or None without one."""

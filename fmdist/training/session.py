@@ -54,5 +54,6 @@ def train_run(
         parameters = sum(parameter_count(module) for module in task.roles().values())
         run.write("running", {"parameters": parameters})
         progress = fit(task, data, config, tools, seed)
+        working.release(task.roles().values())
         run.write("running", summary(progress, task))
     return progress

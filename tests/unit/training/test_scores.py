@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fmdist import stages
 from fmdist.data import digits
 from fmdist.data.splits import DataSplits
 from fmdist.models import mlp
@@ -137,3 +138,15 @@ def test_scores_stand_beside_their_baseline(data: DataSplits, task: Classificati
     chance = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
     error = 1 - chance[np.arange(len(outputs)), data.test.targets]
     assert set(rows[:EXAMPLES].tolist()) == set(np.argsort(-error)[:EXAMPLES].tolist())
+
+
+def test_a_bf16_run_is_scored_as_it_is_evaluated_later(tmp_path: Path) -> None:
+    recipe = {
+        "name": "bf16",
+        "data": {"kind": "digits"},
+        "model": {"kind": "mlp"},
+        "task": {"kind": "classification"},
+        "train": {"epochs": 1, "precision": "bf16", "trackers": []},
+    }
+    trained = stages.train(recipe, output=tmp_path / "run")
+    assert stages.evaluate(trained.folder)["metrics"] == trained.metrics
