@@ -32,6 +32,7 @@ from fmdist import console, stages
 from fmdist.contracts import Context, DataSpec, Draw, InputSpec, TargetSpec, Task
 from fmdist.data.loader import training_loader
 from fmdist.data.plan import BatchPlan
+from fmdist.stages.modules import Modules
 from fmdist.training.checkpoint import CheckpointStore, weights_digest
 from fmdist.training.engine import engine
 from fmdist.training.listeners import ProgressLine, RecordListener, Trackers, metrics_file
@@ -142,7 +143,7 @@ def plain(case: Case, task: Task, turns: Turns) -> str:
 def build(case: Case) -> Task:
     """Return the task with the same initial weights every time."""
     torch.manual_seed(0)
-    return case.recipe.task.build(case.data.spec, case.recipe.model)
+    return case.recipe.task.build(case.data.spec, Modules(case.recipe.model))
 
 
 def compare(case: Case) -> dict[str, Any]:

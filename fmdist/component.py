@@ -13,7 +13,8 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ GROUPS = {
 
 _CONFIG = re.compile(r"^class Config\b", re.MULTILINE)
 _REQUIRES = re.compile(r"^REQUIRES\s*(?::[^=]*)?=\s*\(([^)]*)\)", re.MULTILINE)
+_FACT = re.compile(r"^    (\w+)(?:\s*:\s*ClassVar[^=\n]*)\s*=\s*[\"']([^\"'\n]*)[\"']", re.MULTILINE)
 _SUMMARY = re.compile(r'^"""(.+?)(?:"""|$)', re.MULTILINE)
 
 _plugin_folders: list[Path] = []
@@ -46,6 +48,8 @@ class Kind:
     summary: str
     requires: tuple[str, ...]
     """Extras of fmdist (or distributions) that must be installed."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Class variables of ``Config`` that are strings, such as a model's ``form``."""
 
 
 def add_plugin_folder(folder: Path) -> None:
@@ -151,6 +155,7 @@ def _read(path: Path, group: str, module: str) -> Kind | None:
         module=module,
         summary=summary.group(1).strip() if summary else "",
         requires=tuple(re.findall(r"[\"']([^\"']+)[\"']", requires.group(1))) if requires else (),
+        facts=dict(_FACT.findall(source)),
     )
 
 

@@ -1,6 +1,7 @@
 """The contracts at which all verbs meet: data, task, model, and where a loop runs.
 
-Shapes: B batch, C channels, H height, W width, F features, K outputs (classes or regression targets).
+Shapes: B batch, C channels, H height, W width, F features, T time, K outputs (classes or regression targets),
+N samples, S numbers that a sample's score takes.
 Nothing here imports torch at run time, so that the command line stays light.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -33,8 +35,13 @@ class InputSpec:
     """One model input without its batch axis."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    """None is a free axis, such as time: batches are padded along it, with zeros at the end."""
     dtype: Literal["float32", "int64"] = "float32"
+    size: int = 0
+    """For int64: values are in [0, size); where there is a free axis, 0 is padding."""
+    longest: int = 0
+    """Largest extent of the free axis that the model will be given; 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,14 @@ class TargetSpec:
     """What is to be predicted.
 
     ``class``: one of `names`, int64 (B,). ``labels``: any of `names`, float32 (B, K) of zeros and ones.
-    ``value``: one float per name, float32 (B, K).
+    ``value``: one float per name, float32 (B, K). ``tokens``: int64 (B, T) in [0, `size`), 0 is padding.
+    ``items``: which of `size` items, int64 (B, L), padded with -1. ``none``: nothing, float32 (B, 0).
     """
 
-    kind: Literal["class", "labels", "value"]
-    names: tuple[str, ...]
+    kind: Literal["class", "labels", "value", "tokens", "items", "none"]
+    names: tuple[str, ...] = ()
+    size: int = 0
+    """Tokens: of the vocabulary. Items: how many there are."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,10 @@ class DataSpec:
     """For classes and labels: how many training samples carry each of the target's names."""
     moments: tuple[tuple[float, float], ...] = ()
     """For values: mean and standard deviation of each target over the training split."""
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    """For tokens: input's name, or ``target`` -> the fitted tokenizer, as the tokenizers library's JSON."""
+    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """For identifiers: name of a side feature's input, such as ``item.genre`` -> its value for every id."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -69,10 +83,18 @@ class DataSpec:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DataSpec:
         """Read what `to_json` wrote."""
-        inputs = (InputSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in value["inputs"])
-        target = TargetSpec(value["target"]["kind"], tuple(value["target"]["names"]))
+        inputs = (InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in value["inputs"])
+        target = TargetSpec(**{**value["target"], "names": tuple(value["target"]["names"])})
         moments = tuple((mean, std) for mean, std in value["moments"])
-        return DataSpec(tuple(inputs), target, value["size"], tuple(value["counts"]), moments)
+        return DataSpec(
+            tuple(inputs),
+            target,
+            value["size"],
+            tuple(value["counts"]),
+            moments,
+            value["tokenizers"],
+            value["tables"],
+        )
 
 
 class Draw(NamedTuple):
@@ -86,7 +108,7 @@ class Dataset(Protocol):
     """One split of a data set; `torch.utils.data.DataLoader` reads it by whole batches."""
 
     targets: NDArray[Any]
-    """(N,) int64 for classes, (N, K) float32 otherwise."""
+    """(N, ...) as `TargetSpec` says of a batch."""
 
     def __len__(self) -> int: ...
 
@@ -121,12 +143,18 @@ class Phase:
 
 
 class Task(Protocol):
-    """What is learned. Small on purpose: the loop has no ``if`` on a family or a task."""
+    """What is learned. Small on purpose: the loop has no ``if`` on a family or a task.
+
+    Training sees `roles` and `phases`. All else sees one module, `served`, and the rule, `decoding`, by which
+    scores and answers come from running it: the same rule scores torch and the artifact in its runtime.
+    """
 
     spec: DataSpec
     """What it was built for."""
     primary: tuple[str, Literal["max", "min"]]
     """The metric that chooses the best checkpoint, and whether more of it is better."""
+    inputs: tuple[InputSpec, ...]
+    """Of the served module, in order: the data's, or others such as noise, which the rule then provides."""
 
     def roles(self) -> dict[str, nn.Module]:
         """Return the modules, built once; the same objects at every call."""
@@ -140,20 +168,20 @@ class Task(Protocol):
         """Return over how many items the loss of ``batch`` sums; called before the forward."""
         ...
 
-    def outputs(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return what `metrics` and `decode` take, (B, K), for a batch in evaluation mode."""
-        ...
-
-    def metrics(self) -> MetricCollection:
-        """Return fresh torchmetrics; ``update(outputs, target)`` takes `outputs` and the batch's target."""
+    def served(self, roles: Roles) -> nn.Module:
+        """Return the module that maps `inputs` to one tensor; it is evaluated, exported and deployed."""
         ...
 
     def decoding(self) -> dict[str, Any]:
-        """Return the rule, as JSON, by which `fmdist.tasks.decoding` turns outputs into answers."""
+        """Return the rule, as JSON; see `fmdist.tasks.decoding`."""
         ...
 
-    def baseline(self, train: NDArray[Any], size: int) -> NDArray[np.float32]:
-        """Return outputs (size, K) of the trivial predictor that has seen only the training targets."""
+    def metrics(self) -> MetricCollection:
+        """Return fresh torchmetrics; ``update(rows, target)`` takes the rule's rows, float32 (B, S)."""
+        ...
+
+    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
+        """Return rows (N, S) of the trivial predictor for ``part``, that has learned from ``train`` only."""
         ...
 
     def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
@@ -166,23 +194,32 @@ class ExportSpec:
     """How to export one module of a trained model."""
 
     module: nn.Module
-    example_inputs: Callable[[int], tuple[Tensor, ...]]
-    """Returns inputs for a batch size; verification probes two sizes."""
+    example_inputs: Callable[[int, int], tuple[Tensor, ...]]
+    """Returns inputs for a batch size and an extent of the free axes (ignored where there are none)."""
     input_names: tuple[str, ...]
     output_names: tuple[str, ...] = ("output",)
     dynamic_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """Tensor name -> axis -> name, for every axis that may change, the batch among them."""
-    onnx_route: Literal["dynamo", "torchscript"] = "dynamo"
+    onnx_route: Literal["dynamo", "torchscript"] | None = "dynamo"
+    """None: the family can't be exported to ONNX."""
     openvino_route: Literal["trace", "exported"] = "trace"
-    probe_batches: tuple[int, int] = (2, 5)
-    """Batch sizes at which the exported module is compared with torch."""
+    probes: tuple[tuple[int, int], ...] = ((2, 0), (5, 0))
+    """Batch sizes and lengths at which an export is compared with torch; the first is the example."""
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return the inputs of the first probe."""
+        return self.example_inputs(*self.probes[0])
 
 
 class ModelBuilder(Protocol):
-    """What a task needs of a model kind's ``Config``."""
+    """Where a task gets its modules from."""
 
     def build(self, spec: DataSpec, outputs: int) -> nn.Module:
-        """Return a new module from the data's inputs to (B, outputs), in torch's default initialization."""
+        """Return a new module of the recipe's model kind, in its initial state."""
+        ...
+
+    def trained(self, run: Path) -> nn.Module:
+        """Return what a finished run serves, frozen and in evaluation mode: a teacher, a judge."""
         ...
 
 

@@ -9,22 +9,46 @@ import click
 
 from fmdist.cli.evaluate import with_runtime, with_target
 from fmdist.cli.frame import Answer, FilePath, verb
+from fmdist.errors import UsageError
 
 
 @verb()
 @with_target
-@click.argument("inputs", type=FilePath, nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", type=FilePath, nargs=-1, metavar="[INPUT]...")
 @with_runtime
-def predict(target: Path, inputs: tuple[Path, ...], runtime: str) -> Answer:
-    """Answer for images and for rows of tables, with probabilities."""
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="An input right here; may come often.")
+@click.option(
+    "--set", "options", multiple=True, metavar="NAME=VALUE", help="How to answer, such as temperature=0.8."
+)
+def predict(
+    target: Path, inputs: tuple[Path, ...], runtime: str, texts: tuple[str, ...], options: tuple[str, ...]
+) -> Answer:
+    """Answer for images, rows of tables, texts, prompts or users."""
     from fmdist import stages
 
-    answers = stages.predict(target, inputs, runtime=runtime)
+    given = dict(map(_option, options))
+    answers = stages.predict(target, inputs, texts=texts, runtime=runtime, options=given)
     return Answer({"predictions": answers}, "\n".join(map(_line, answers)))
+
+
+def _option(text: str) -> tuple[str, float | int | str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(field="--set", problem="not NAME=VALUE", value=text, fix="write temperature=0.8")
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _line(answer: dict[str, Any]) -> str:
     """Return one answer in one line; probabilities from the highest, at most five."""
+    if "text" in answer:
+        return f"{answer['input']}: {answer['text']}"
+    if "items" in answer:
+        return f"{answer['input']}: {', '.join(str(item['name']) for item in answer['items'])}"
     if "values" in answer:
         said = ", ".join(f"{name} = {value:.6g}" for name, value in answer["values"].items())
         return f"{answer['input']}: {said}"

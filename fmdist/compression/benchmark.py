@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -18,16 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from fmdist import component, storage
-from fmdist.compression.child import run_child
+from fmdist import storage
+from fmdist.compression.child import load_module, plugin_kinds, run_child, save_module
 from fmdist.compression.config import BenchmarkConfig
 from fmdist.compression.export import frozen
 from fmdist.compression.verification import TORCH_ROW, Model
 from fmdist.contracts import ExportSpec
 from fmdist.deployment.runtime import open_model
-from fmdist.errors import CompressionError
 
 _BLOCK = 5
 _FEWEST = 10
@@ -46,17 +43,17 @@ def measure(spec: ExportSpec, models: list[Model], config: BenchmarkConfig, fold
     Raises:
         CompressionError: if the process fails, for example because the model's class can't be imported there.
     """
-    plugins = _plugin_kinds()
-    _save_module(frozen(spec.module), folder / "module.pt")
+    save_module(frozen(spec.module), folder / "module.pt")
+    length = spec.probes[0][1]
     for name, batch in (("one", 1), ("many", config.batch_size)):
-        torch.save(spec.example_inputs(batch), folder / f"{name}.pt")
+        torch.save(spec.example_inputs(batch, length), folder / f"{name}.pt")
     job = {
         "models": [
             {"name": m.name, "file": str(m.file), "runtime": m.runtime, "precision": m.precision}
             for m in models
         ],
         "input_names": list(spec.input_names),
-        "plugins": plugins,
+        "plugins": plugin_kinds(),
         "folder": str(folder),
         "config": config.model_dump(mode="json"),
     }
@@ -65,38 +62,12 @@ def measure(spec: ExportSpec, models: list[Model], config: BenchmarkConfig, fold
     return measured
 
 
-def _plugin_kinds() -> list[list[str]]:
-    """Return (folder, group, kind) of the ``--plugins`` that this process has imported."""
-    found = []
-    for name, module in sys.modules.items():
-        package, _, rest = name.partition(".")
-        group, _, kind = rest.partition(".")
-        if package == "fmdist_plugins" and kind and module.__file__ is not None:
-            found.append([str(Path(module.__file__).parent.parent), group, kind])
-    return found
-
-
-def _save_module(module: nn.Module, file: Path) -> None:
-    try:
-        torch.save(module, file)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise CompressionError(
-            field="compress.benchmark",
-            problem=f"the original can't be measured in a process of its own ({error})",
-            fix="define its classes and functions at the top of a file that can be imported",
-        ) from error
-
-
 def main(job_file: Path) -> None:
     """Measure what the job names and write ``measured.json``."""
     job = json.loads(job_file.read_text(encoding="utf-8"))
     folder, config = Path(job["folder"]), job["config"]
     torch.set_num_threads(config["threads"])
-    for plugin_folder, group, kind in job["plugins"]:
-        component.add_plugin_folder(Path(plugin_folder))
-        component.load(component.find(group, kind))
-    # Our own file, written a moment ago by the process that started this one.
-    module = torch.load(folder / "module.pt", weights_only=False)
+    module = load_module(folder / "module.pt", job["plugins"])
     sessions = {
         model["name"]: open_model(
             Path(model["file"]), model["runtime"], model["precision"], config["threads"]

@@ -1,14 +1,19 @@
-"""Runs one of our modules in a fresh process."""
+"""Runs one of our modules in a fresh process, and hands it a torch module."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fmdist import storage
+import torch
+from torch import nn
+
+from fmdist import component, storage
 from fmdist.errors import CompressionError
 
 
@@ -44,3 +49,40 @@ def run_child(module: str, job: dict[str, Any], folder: Path, threads: int | Non
             field=module,
             problem=f"the process ended with code {ended.returncode} ({said})",
         )
+
+
+def save_module(module: nn.Module, file: Path) -> None:
+    """Write a whole module for `load_module`.
+
+    Raises:
+        CompressionError: if its class can't be imported in another process.
+    """
+    try:
+        torch.save(module, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CompressionError(
+            field="compress",
+            problem=f"the original can't be given to a process of its own ({error})",
+            fix="define its classes and functions at the top of a file that can be imported",
+        ) from error
+
+
+def load_module(file: Path, plugins: Iterable[tuple[str, str, str]]) -> nn.Module:
+    """Read what `save_module` wrote, after importing these ``--plugins``; see `plugin_kinds`."""
+    for folder, group, kind in plugins:
+        component.add_plugin_folder(Path(folder))
+        component.load(component.find(group, kind))
+    # Our own file, written a moment ago by the process that started this one.
+    module: nn.Module = torch.load(file, weights_only=False)
+    return module
+
+
+def plugin_kinds() -> list[tuple[str, str, str]]:
+    """Return (folder, group, kind) of the ``--plugins`` that this process has imported."""
+    found = []
+    for name, module in sys.modules.items():
+        package, _, rest = name.partition(".")
+        group, _, kind = rest.partition(".")
+        if package == "fmdist_plugins" and kind and module.__file__ is not None:
+            found.append((str(Path(module.__file__).parent.parent), group, kind))
+    return found

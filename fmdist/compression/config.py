@@ -34,8 +34,8 @@ class CompressConfig(Section):
     """Loss of the task's primary metric allowed on the validation split, in the metric's own units."""
     calibration_samples: int = Field(default=300, ge=1)
     """Training samples, drawn evenly over the classes, from which value ranges are measured."""
-    runtimes: tuple[Runtime, ...] = Field(default=("openvino", "onnxruntime"), min_length=1)
-    """For which runtimes to write models."""
+    runtimes: tuple[Runtime, ...] | None = Field(default=None, min_length=1)
+    """For which runtimes to write models; null: for all that the model's family exports to."""
     benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
     """How speed is measured."""
 
@@ -50,8 +50,8 @@ class CompressConfig(Section):
 
     @field_validator("runtimes")
     @classmethod
-    def _each_runtime_once(cls, runtimes: tuple[Runtime, ...]) -> tuple[Runtime, ...]:
-        if len(set(runtimes)) != len(runtimes):
+    def _each_runtime_once(cls, runtimes: tuple[Runtime, ...] | None) -> tuple[Runtime, ...] | None:
+        if runtimes is not None and len(set(runtimes)) != len(runtimes):
             message = "name each runtime once"
             raise ValueError(message)
         return runtimes

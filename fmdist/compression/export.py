@@ -1,8 +1,9 @@
 """Export a trained module to OpenVINO IR and ONNX, in float32.
 
-It happens in this process: the exporters keep state between calls that freezes the time axis of recurrent
-networks, and the current families (perceptrons and convolutional networks) have no such axis. Verification
-compares every export with torch at two batch sizes in a fresh process.
+``python -m fmdist.compression.export JOB.json`` does it in a process of its own: the exporters keep state
+between calls that freezes the time axis of recurrent networks. Modules without a free axis beside the batch
+are exported in this process, which saves seconds. Verification compares every export with torch at two batch
+sizes and two lengths.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fmdist import storage
+from fmdist.compression.child import load_module, plugin_kinds, run_child, save_module
 from fmdist.contracts import ExportSpec
 from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
@@ -30,6 +34,60 @@ def frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu().eval().requires_grad_(False)
 
 
+def export_models(spec: ExportSpec, files: Mapping[str, Path], folder: Path) -> None:
+    """Write a model for every runtime of ``files``, float32, with named inputs and free axes.
+
+    Args:
+        spec: what to export.
+        files: runtime -> where its model goes; OpenVINO's weights go beside it.
+        folder: an empty folder for the files of a process of its own.
+
+    Raises:
+        CompressionError: if a runtime's exporter can't convert the module.
+    """
+    if not any(axis for free in spec.dynamic_axes.values() for axis in free):
+        for runtime, file in files.items():
+            EXPORTERS[runtime](spec, file)
+        return
+    save_module(frozen(spec.module), folder / "module.pt")
+    torch.save(spec.example(), folder / "example.pt")
+    for runtime, file in files.items():
+        job = {
+            "runtime": runtime,
+            "file": str(file),
+            "plugins": plugin_kinds(),
+            "folder": str(folder),
+            "input_names": spec.input_names,
+            "output_names": spec.output_names,
+            "dynamic_axes": {name: list(free.items()) for name, free in spec.dynamic_axes.items()},
+            "onnx_route": spec.onnx_route,
+            "openvino_route": spec.openvino_route,
+        }
+        run_child("fmdist.compression.export", job, folder)
+        if (said := folder / "refused.json").exists():
+            raise _refused(runtime, storage.read_json(said)["reason"])
+
+
+def main(job_file: Path) -> None:
+    """Export what the job names; a refusal is written to ``refused.json``."""
+    job = storage.read_json(job_file)
+    folder = Path(job["folder"])
+    example = torch.load(folder / "example.pt")
+    spec = ExportSpec(
+        module=load_module(folder / "module.pt", job["plugins"]),
+        example_inputs=lambda batch, length: example,
+        input_names=tuple(job["input_names"]),
+        output_names=tuple(job["output_names"]),
+        dynamic_axes={name: dict(free) for name, free in job["dynamic_axes"].items()},
+        onnx_route=job["onnx_route"],
+        openvino_route=job["openvino_route"],
+    )
+    try:
+        EXPORTERS[job["runtime"]](spec, Path(job["file"]))
+    except CompressionError as error:
+        storage.write_json(folder / "refused.json", {"reason": error.problems[0].problem})
+
+
 def export_openvino(spec: ExportSpec, file: Path) -> None:
     """Write ``file`` (.xml) and its weights (.bin beside it), float32, with named inputs and free axes.
 
@@ -38,7 +96,7 @@ def export_openvino(spec: ExportSpec, file: Path) -> None:
     """
     openvino = load_openvino()
     module = frozen(spec.module)
-    example = spec.example_inputs(spec.probe_batches[0])
+    example = spec.example()
     with _exporting("openvino"):
         if spec.openvino_route == "trace":
             model = openvino.convert_model(module, example_input=example)
@@ -65,13 +123,13 @@ def export_onnx(spec: ExportSpec, file: Path) -> None:
         CompressionError: if torch can't export the module.
     """
     module = frozen(spec.module)
-    example = spec.example_inputs(spec.probe_batches[0])
+    example = spec.example()
     names: dict[str, Any] = {
         "input_names": list(spec.input_names),
         "output_names": list(spec.output_names),
         "verbose": False,
     }
-    with _exporting("onnx"):
+    with _exporting("onnxruntime"):
         if spec.onnx_route == "dynamo":
             shapes = _dynamic_shapes(spec)
             torch.onnx.export(
@@ -109,11 +167,27 @@ def _exporting(target: str) -> Iterator[None]:
             # The exporters wrap the reason in advice on how to report it.
             cause = error.__cause__ or error
             said = (str(cause).strip().splitlines() or [""])[0]
-            raise CompressionError(
-                field=f"compress.export.{target}",
-                problem=f"the model can't be exported ({type(cause).__name__}: {said})",
-                fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
-            ) from error
+            reason = f"the model can't be exported ({type(cause).__name__}: {said})"
+            raise _refused(target, reason) from error
         finally:
             # OpenVINO's converter leaves the root logger at ERROR, for everybody.
             logging.root.setLevel(level)
+
+
+def _refused(runtime: str, reason: str) -> CompressionError:
+    return CompressionError(
+        field=f"compress.export.{runtime}",
+        problem=reason,
+        fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
+    )
+
+
+EXPORTERS: dict[str, Callable[[ExportSpec, Path], None]] = {
+    "openvino": export_openvino,
+    "onnxruntime": export_onnx,
+}
+"""Runtime -> what writes its model."""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -6,7 +6,7 @@ may be missing; every other key is always there.
 
 ::
 
-    format            1
+    format            2
     kind              "artifact"
     name              the recipe's name
     created           UTC, ISO 8601
@@ -15,9 +15,9 @@ may be missing; every other key is always there.
     seed              the recipe's seed
     signature         {inputs: [{name, shape, dtype}], outputs: [{name, shape, dtype}]}; null is a free axis
     preprocessing     what `fmdist.data.preprocess.Preprocess.from_json` reads
-    target            {kind: "class"|"labels"|"value", names: [...]}
+    target            {kind: see `fmdist.contracts.TargetSpec`, names: [...]}
     labels            the target's names, in the order of the outputs
-    decoding          the rule that `fmdist.tasks.decoding.decode` takes
+    decoding          the rule that `fmdist.tasks.decoding` takes
     primary           {name, mode: "max"|"min", max_drop}; max_drop is in the metric's own units
     parameters        number of weights of the original model
     models            {runtime: {variant: {file, files, bytes, gzip_bytes, size_ratio}}}
@@ -37,8 +37,9 @@ may be missing; every other key is always there.
         latency_ms      {median, p10} of one sample
         throughput_per_s  samples per second, at the benchmark's batch size
         speedup         torch's median latency / this one's
-    parity            rows: {runtime, batch, max_abs_difference, max_abs_reference, relative, tolerance};
-                      FP32 (float32 asked for) against torch; relative = difference / reference
+    parity            rows: {runtime, batch, length, max_abs_difference, max_abs_reference, relative,
+                      tolerance}; FP32 (float32 asked for) against torch; relative = difference / reference;
+                      length is that of the free axes, null without any
     validation        {torch: {name: value}, size}: the original on the split that chose candidates
     passes            one per pass, in order:
         stage           name of its folder under stages/
@@ -81,7 +82,7 @@ from fmdist.compression.subject import Subject
 from fmdist.compression.verification import TORCH_ROW, row_name
 from fmdist.environment import ARTIFACT, hardware, versions
 
-FORMAT = 1
+FORMAT = 2
 
 _CHUNK = 2**20
 

@@ -22,20 +22,21 @@ from safetensors.torch import save_file
 from fmdist import component, storage
 from fmdist.compression import benchmark, verification
 from fmdist.compression.config import CompressConfig
-from fmdist.compression.export import export_onnx, export_openvino, frozen
+from fmdist.compression.export import export_models, frozen
 from fmdist.compression.manifest import Records, assemble, describe
 from fmdist.compression.passes.base import PassConfig, Workbench
 from fmdist.compression.stage import FOLDER, Done, Stages
 from fmdist.compression.subject import (
     Subject,
+    batch_of,
     calibration_rows,
-    inputs_of,
     score,
-    torch_outputs,
-    write_inputs,
+    torch_rows,
+    write_batch,
 )
 from fmdist.environment import ARTIFACT, hardware, versions
 from fmdist.errors import CheckpointError
+from fmdist.tasks import decoding
 
 _OWNER = "subject.json"
 _MODEL_FOLDERS = {"openvino": "openvino", "onnxruntime": "onnx"}
@@ -87,14 +88,15 @@ def _export(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
     # What runs is always openvino/model.xml: the float model makes way for what a pass will put there.
     openvino_name = "model.fp32.xml" if config.passes else "model.xml"
     names = {"openvino": f"openvino/{openvino_name}", "onnxruntime": "onnx/model.onnx"}
-    chosen: dict[str, str] = {runtime: names[runtime] for runtime in config.runtimes}
+    possible = [runtime for runtime in names if runtime == "openvino" or spec.onnx_route is not None]
+    chosen: dict[str, str] = {runtime: names[runtime] for runtime in config.runtimes or possible}
 
     def work() -> tuple[dict[str, Any], list[str]]:
         output = stages.output
-        exporters = {"openvino": export_openvino, "onnxruntime": export_onnx}
-        for runtime, file in chosen.items():
+        for file in chosen.values():
             (output / file).parent.mkdir(exist_ok=True)
-            exporters[runtime](spec, output / file)
+        with _scratch(output) as folder:
+            export_models(spec, {runtime: output / file for runtime, file in chosen.items()}, folder)
         _write_weights(subject, output)
         models = {runtime: describe(output, file) for runtime, file in chosen.items()}
         weights = describe(output, "model.safetensors")
@@ -112,6 +114,7 @@ def _export(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
         "model": subject.recipe.get("model"),
         "files": chosen,
         "routes": [spec.onnx_route, spec.openvino_route],
+        "axes": spec.dynamic_axes,
         "names": [spec.input_names, spec.output_names],
         "versions": versions(ARTIFACT),
     }
@@ -165,7 +168,7 @@ def _verify(subject: Subject, stages: Stages) -> Done:
     inputs = {
         "models": [done.files for done in stages.done],
         "data": subject.splits.record,
-        "probes": subject.export.probe_batches,
+        "probes": subject.export.probes,
         "hardware": hardware(),
         "metric": subject.task.primary,
     }
@@ -221,20 +224,21 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
 def _workbench(
     subject: Subject, config: CompressConfig, models: Mapping[str, Path], folder: Path
 ) -> Workbench:
-    names, splits, task = subject.export.input_names, subject.splits, subject.task
+    splits, task, rule = subject.splits, subject.task, subject.task.decoding()
     targets = splits.validation.targets
     rows = calibration_rows(splits.train.targets, config.calibration_samples, subject.seed)
-    files = write_inputs(splits.validation, names, folder, "validation")
+    files = write_batch(splits, splits.validation, folder, "validation")
 
-    def primary(outputs: NDArray[np.float32], rows: NDArray[np.int64]) -> float:
-        return score(task, outputs, targets[rows])[task.primary[0]]
+    def primary(found: NDArray[np.float32], rows: NDArray[np.int64]) -> float:
+        return score(task, found, targets[rows])[task.primary[0]]
 
     return Workbench(
         models=models,
         folder=folder,
-        calibration=inputs_of(splits.train.plain(), names, rows),
+        calibration=decoding.feed(rule, batch_of(splits.train.plain(), rows)),
         validation={name: np.load(file, mmap_mode="r") for name, file in files.items()},
-        reference=torch_outputs(task, splits.validation),
+        rule=rule,
+        reference=torch_rows(task, splits.validation),
         score=primary,
         mode=task.primary[1],
         max_drop=config.max_drop,
@@ -268,7 +272,7 @@ def _write_weights(subject: Subject, output: Path) -> None:
 
 def _signature(subject: Subject) -> dict[str, Any]:
     spec = subject.export
-    example = spec.example_inputs(spec.probe_batches[0])
+    example = spec.example()
     outputs = frozen(spec.module)(*example)
     named = (
         ("inputs", spec.input_names, example),

@@ -6,7 +6,7 @@ Shapes: N samples, K outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from fmdist.contracts import Draw, ExportSpec, Task
-from fmdist.data.splits import DataSplits, Split
-from fmdist.errors import CapabilityError, CompressionError
-
-EXPORT = "model"
-"""The export whose outputs are the task's outputs."""
-
-BATCH = 256
-"""Samples per forward when a split is scored; also what a runtime sees at a time."""
+from fmdist.data.splits import DataSplits, Samples
+from fmdist.errors import CompressionError
+from fmdist.tasks import decoding
+from fmdist.training.evaluation import as_arrays, evaluate
+from fmdist.training.evaluation import score as score_rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class Subject:
     name: str
     task: Task
     """Its roles hold the trained weights, on the CPU."""
-    exports: Mapping[str, ExportSpec]
+    export: ExportSpec
+    """Of what the task serves."""
     splits: DataSplits
     recipe: Mapping[str, Any]
     """Resolved, plain JSON values."""
@@ -46,55 +44,26 @@ class Subject:
     """Tells runs of one name apart: training on gives a run's artifact other weights, another run may not."""
 
     @property
-    def export(self) -> ExportSpec:
-        """Return the one export that is compressed and scored.
-
-        Raises:
-            CapabilityError: if the model has another number of exports, or inputs that the data doesn't give.
-        """
-        if set(self.exports) != {EXPORT}:
-            raise CapabilityError(
-                field="compress",
-                problem="only models with one export, called 'model', can be scored",
-                value=list(self.exports),
-            )
-        spec = self.exports[EXPORT]
-        given = [item.name for item in self.splits.spec.inputs]
-        if list(spec.input_names) != given:
-            raise CapabilityError(
-                field="compress",
-                problem="the export takes other inputs than the data gives",
-                value=list(spec.input_names),
-                allowed=", ".join(given),
-            )
-        return spec
-
-    @property
     def seed(self) -> int:
         """The recipe's seed."""
         return int(self.recipe.get("seed", 0))
 
 
-def torch_outputs(task: Task, split: Split) -> NDArray[np.float32]:
-    """Return the original model's outputs (N, K) over a split, in evaluation mode."""
-    roles = task.roles()
-    for module in roles.values():
-        module.eval()
-    with torch.no_grad():
-        parts = [task.outputs(roles, split.__getitems__(Draw(0, rows))) for rows in _batches(len(split))]
-    return torch.cat(parts).numpy()
+def torch_rows(task: Task, split: Samples) -> NDArray[np.float32]:
+    """Return the original model's rows (N, S) over a split."""
+    evaluated = evaluate(task, task.roles(), split, decoding.BATCH, torch.device("cpu"))
+    assert evaluated is not None
+    return evaluated[1]
 
 
-def score(task: Task, outputs: NDArray[np.float32], targets: NDArray[Any]) -> dict[str, float]:
-    """Return the task's metrics of outputs (N, K) against targets.
+def score(task: Task, rows: NDArray[np.float32], targets: NDArray[Any]) -> dict[str, float]:
+    """Return the task's metrics of rows (N, S) against targets.
 
     Raises:
-        CompressionError: if outputs or a metric aren't finite.
+        CompressionError: if rows or a metric aren't finite.
     """
-    metrics = task.metrics()
-    metrics.update(torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(targets))
-    values = {name: float(value) for name, value in metrics.compute().items()}
-    if not np.isfinite(outputs).all() or not all(map(math.isfinite, values.values())):
+    values = score_rows(task, rows, targets)
+    if not np.isfinite(rows).all() or not all(map(math.isfinite, values.values())):
         raise CompressionError(
             field="compress",
             problem="the model's outputs or metrics are not finite",
@@ -129,26 +98,35 @@ def calibration_rows(targets: NDArray[Any], size: int, seed: int) -> NDArray[np.
     return np.sort(order[:size]).astype(np.int64)
 
 
-def inputs_of(split: Split, names: Sequence[str], rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Return the preprocessed inputs of some samples, by name, batch first."""
-    batch = split.__getitems__(Draw(0, rows))
-    return {name: batch[name].numpy() for name in names}
+def batch_of(split: Samples, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return some samples as the rules take them."""
+    return as_arrays(split.__getitems__(Draw(0, rows)))
 
 
-def write_inputs(split: Split, names: Sequence[str], folder: Path, prefix: str) -> dict[str, Path]:
-    """Write a split's preprocessed inputs to ``.npy`` files, batch by batch; return the files by name."""
-    files = {name: folder / f"{prefix}.{name}.npy" for name in names}
+def write_batch(splits: DataSplits, split: Samples, folder: Path, prefix: str) -> dict[str, Path]:
+    """Write a whole split, as the rules take it, to ``.npy`` files; return the files by name."""
+    size = len(split)
+    parts = [np.arange(start, min(start + decoding.BATCH, size)) for start in range(0, size, decoding.BATCH)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    spec = splits.spec
+    inputs = [item.name for item in spec.inputs]
+    ragged = spec.target.kind == "items" or any(None in item.shape for item in spec.inputs)
+    for rows in parts if ragged else parts[:1]:
+        for name, value in batch_of(split, rows).items():
+            known = shapes.get(name, value.shape[1:])
+            shapes[name] = tuple(map(max, known, value.shape[1:]))
+    files = {name: folder / f"{prefix}.{name}.npy" for name in shapes}
     arrays: dict[str, Any] = {}
-    for rows in _batches(len(split)):
-        for name, value in inputs_of(split, names, rows).items():
+    for rows in parts:
+        for name, value in batch_of(split, rows).items():
             if name not in arrays:
-                shape = (len(split), *value.shape[1:])
+                # Token ids end in zeros; lists of items in -1, since 0 is an item.
+                padding = -1 if spec.target.kind == "items" and name not in inputs else 0
+                shape = (size, *shapes[name])
                 arrays[name] = open_memmap(files[name], mode="w+", dtype=value.dtype, shape=shape)
-            arrays[name][rows] = value
+                arrays[name][:] = padding
+            at = slice(int(rows[0]), int(rows[-1]) + 1)
+            arrays[name][(at, *map(slice, value.shape[1:]))] = value
     for array in arrays.values():
         array.flush()
     return files
-
-
-def _batches(size: int) -> list[NDArray[np.int64]]:
-    return [np.arange(start, min(start + BATCH, size)) for start in range(0, size, BATCH)]

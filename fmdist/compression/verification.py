@@ -1,6 +1,6 @@
 """Score what was written, not a simulation of it: in a fresh process that can load no model code.
 
-Shapes: B batch, N samples, K outputs.
+Shapes: B batch, N samples, S numbers that a sample's score takes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fmdist import storage
 from fmdist.compression.child import run_child
 from fmdist.compression.export import frozen
-from fmdist.compression.subject import BATCH, Subject, drop, score, torch_outputs, write_inputs
+from fmdist.compression.subject import Subject, drop, score, torch_rows, write_batch
+from fmdist.contracts import ExportSpec
 from fmdist.errors import CompressionError
 
 TOLERANCE = 1e-5
@@ -69,19 +70,20 @@ def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any
     Raises:
         CompressionError: if FP32 outputs differ from torch's, a model needs refused code, or can't run.
     """
-    spec = subject.export
-    inputs = {"test": write_inputs(subject.splits.test, spec.input_names, folder, "test")}
-    references: dict[int, NDArray[np.float32]] = {}
-    for batch in spec.probe_batches:
-        files, references[batch] = _probe(subject, batch, folder)
-        inputs[f"probe{batch}"] = files
+    spec, splits = subject.export, subject.splits
+    references: dict[str, NDArray[np.float32]] = {}
+    inputs = {}
+    for batch, length in spec.probes:
+        name = f"probe{batch}x{length}"
+        inputs[name], references[name] = _probe(subject, (batch, length), folder / name)
     job = {
         "models": [
             {"name": m.name, "file": str(m.file), "runtime": m.runtime, "precision": m.precision}
             for m in models
         ],
         "inputs": {name: {key: str(file) for key, file in files.items()} for name, files in inputs.items()},
-        "batch_size": BATCH,
+        "rule": subject.task.decoding(),
+        "scored": {key: str(file) for key, file in write_batch(splits, splits.test, folder, "test").items()},
         "threads": None,
         "output": str(folder),
     }
@@ -94,12 +96,12 @@ def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any
             value=probed["refused_but_loaded"],
         )
     return {
-        "parity": _parity(models, references, folder),
+        "parity": _parity(spec, models, references, folder),
         "results": _results(subject, models, probed["executed"], folder),
         "validation": {
             "torch": score(
                 subject.task,
-                torch_outputs(subject.task, subject.splits.validation),
+                torch_rows(subject.task, subject.splits.validation),
                 subject.splits.validation.targets,
             ),
             "size": len(subject.splits.validation),
@@ -107,55 +109,67 @@ def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any
     }
 
 
-def _probe(subject: Subject, batch: int, folder: Path) -> tuple[dict[str, Path], NDArray[np.float32]]:
-    """Write example inputs of one batch size; return their files and torch's outputs (B, K) for them."""
+def _probe(
+    subject: Subject, size: tuple[int, int], folder: Path
+) -> tuple[dict[str, Path], NDArray[np.float32]]:
+    """Write example inputs of one (batch, length); return their files and torch's outputs for them."""
     spec = subject.export
-    values = spec.example_inputs(batch)
+    values = spec.example_inputs(*size)
     with torch.no_grad():
         outputs = frozen(spec.module)(*values).numpy()
-    files = {name: folder / f"probe{batch}.{name}.npy" for name in spec.input_names}
+    folder.mkdir()
+    files = {name: folder / f"{name}.npy" for name in spec.input_names}
     for file, value in zip(files.values(), values, strict=True):
         np.save(file, value.numpy())
     return files, outputs
 
 
 def _parity(
-    models: list[Model], references: Mapping[int, NDArray[np.float32]], folder: Path
+    spec: ExportSpec, models: list[Model], references: Mapping[str, NDArray[np.float32]], folder: Path
 ) -> list[dict[str, Any]]:
     rows = []
     for model in models:
         if model.variant != "fp32" or (model.runtime == "openvino" and model.precision != "f32"):
             continue
-        for batch, reference in references.items():
-            outputs = np.load(folder / f"{model.name}.probe{batch}.npy")
+        for (batch, length), (name, reference) in zip(spec.probes, references.items(), strict=True):
+            outputs = np.load(folder / f"{model.name}.{name}.npy")
             if outputs.shape != reference.shape:
                 raise CompressionError(
                     field=f"compress.verify.{model.runtime}",
-                    problem=f"outputs of the wrong shape at batch size {batch}",
+                    problem=f"outputs of the wrong shape at {_size(batch, length)}",
                     value=outputs.shape,
                     allowed=str(reference.shape),
                 )
-            rows.append(_parity_row(model.runtime, batch, outputs, reference))
+            rows.append(
+                {
+                    "runtime": model.runtime,
+                    "batch": batch,
+                    "length": length or None,
+                    **_difference(model.runtime, _size(batch, length), outputs, reference),
+                }
+            )
     return rows
 
 
-def _parity_row(
-    runtime: str, batch: int, outputs: NDArray[np.float32], reference: NDArray[np.float32]
-) -> dict[str, Any]:
+def _size(batch: int, length: int) -> str:
+    return f"batch size {batch}" + (f", length {length}" if length else "")
+
+
+def _difference(
+    runtime: str, size: str, outputs: NDArray[np.float32], reference: NDArray[np.float32]
+) -> dict[str, float]:
     difference = float(np.abs(outputs.astype(np.float64) - reference).max())
     scale = float(np.abs(reference).max())
     # Written so that a difference of nan fails.
     if not difference <= TOLERANCE * scale:
         raise CompressionError(
             field=f"compress.verify.{runtime}",
-            problem=f"FP32 outputs differ from torch's at batch size {batch}",
+            problem=f"FP32 outputs differ from torch's at {size}",
             value=difference,
             allowed=f"at most {TOLERANCE} x {scale:.4g}",
             fix="the export isn't faithful; try the model kind's other export route",
         )
     return {
-        "runtime": runtime,
-        "batch": batch,
         "max_abs_difference": difference,
         "max_abs_reference": scale,
         "relative": difference / scale if scale else 0.0,
@@ -168,10 +182,10 @@ def _results(
 ) -> list[dict[str, Any]]:
     """Return one row per way to run the model, torch's first, with metrics on the test split."""
     task, test = subject.task, subject.splits.test
-    original = score(task, torch_outputs(task, test), test.targets)
+    original = score(task, torch_rows(task, test), test.targets)
     rows = [_row("torch", "fp32", "f32", {}, original)]
     for model in models:
-        outputs = np.load(folder / f"{model.name}.test.npy")
+        outputs = np.load(folder / f"{model.name}.scored.npy")
         values = score(task, outputs, test.targets)
         rows.append(_row(model.runtime, model.variant, model.precision, executed[model.name], values))
     primary = task.primary[0]

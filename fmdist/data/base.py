@@ -7,7 +7,7 @@ see `fmdist.data.building`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DataConfig(ComponentConfig):
     """The fields that all data kinds share."""
 
-    modality: ClassVar[Literal["image", "table"]] = "image"
-    """Set by each kind; decides which of the shared fields make sense."""
+    modality: ClassVar[str] = "image"
+    """``image``, ``table`` or another, such as ``text``; decides which of the shared fields make sense."""
 
     split: SplitConfig = Field(default_factory=SplitConfig)
     """How rows are divided into training, validation and test."""

@@ -117,10 +117,12 @@ def _spec(raw: RawData, train: Rows, preprocess: Preprocess) -> DataSpec:
         counts = tuple(np.bincount(targets, minlength=len(target.names)).tolist())
     elif target.kind == "labels":
         counts = tuple(targets.sum(axis=0).astype(int).tolist())
-    else:
+    elif target.kind == "value":
         columns = targets.astype(np.float64)
         moments = tuple(zip(columns.mean(axis=0).tolist(), columns.std(axis=0).tolist(), strict=True))
-    return DataSpec((preprocess.input,), target, len(train), counts, moments)
+    return DataSpec(
+        preprocess.inputs, preprocess.target(target), len(train), counts, moments, preprocess.tokenizers
+    )
 
 
 def _split_hash(rows: Rows, digests: Sequence[bytes], targets: NDArray[Any]) -> str:

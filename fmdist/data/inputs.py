@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,35 +19,60 @@ from fmdist.errors import DataError, did_you_mean
 logger = logging.getLogger(__name__)
 
 
-def read_inputs(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[str], Raw]:
+READERS = {
+    "image": "inputs:read_images",
+    "table": "inputs:read_tables",
+    "text": "text_inputs:read_texts",
+    "pair": "text_inputs:read_sources",
+    "windows": "text_inputs:read_prompts",
+    "ids": "id_inputs:read_ids",
+}
+"""Kind of preprocessing -> the function of `fmdist.data` that reads its inputs."""
+
+
+def read_inputs(paths: Sequence[Path], texts: Sequence[str], preprocess: Preprocess) -> tuple[list[str], Raw]:
     """Return the name of every row, and the raw rows that ``preprocess`` takes.
 
-    Image files give one row each, called by their path; CSV and Parquet files one for each of their rows,
-    called ``path:row`` (from 1, the header not counted). Columns that were targets or dropped in training
-    may be there.
+    Args:
+        paths: files of the user; an image file gives one row, a table one for each of its rows.
+        texts: inputs given right here, for models that read texts or identifiers.
+        preprocess: of the training.
 
     Raises:
         DataError: naming the file (and row): a missing or unreadable file, an image of the wrong shape, a
             missing or unknown column, a cell that is not a finite number where one is needed.
         DependencyMissing: if reading such files needs an extra that is not installed.
     """
-    if not paths:
+    if not paths and not texts:
         raise DataError(field="INPUT", problem="no input files")
     for path in paths:
         if path.is_dir():
             raise DataError(
                 field=str(path), problem="a directory, not a file", fix=f"name files, such as {path}/*"
             )
-    if isinstance(preprocess, TablePreprocess):
-        return _read_tables(paths, preprocess)
-    if isinstance(preprocess, ImagePreprocess):
-        component.require("vision", needed_by="reading image files")
-        return [str(path) for path in paths], np.stack([decode_image(path, preprocess) for path in paths])
-    message = f"no reader for {type(preprocess).__name__}"
-    raise TypeError(message)
+    module, function = READERS[preprocess.kind].split(":")
+    read = getattr(importlib.import_module(f"fmdist.data.{module}"), function)
+    names, raw = read(paths, texts, preprocess)
+    return list(names), raw
 
 
-def _read_tables(paths: Sequence[Path], preprocess: TablePreprocess) -> tuple[list[str], Raw]:
+def read_images(
+    paths: Sequence[Path], texts: Sequence[str], preprocess: ImagePreprocess
+) -> tuple[list[str], Raw]:
+    """Read one image from each file, called by its path; see `read_inputs`."""
+    _no_texts(texts)
+    component.require("vision", needed_by="reading image files")
+    return [str(path) for path in paths], np.stack([decode_image(path, preprocess) for path in paths])
+
+
+def read_tables(
+    paths: Sequence[Path], texts: Sequence[str], preprocess: TablePreprocess
+) -> tuple[list[str], Raw]:
+    """Read the rows of CSV and Parquet files, called ``path:row`` (from 1, the header not counted).
+
+    Columns that were targets or dropped in training may be there; see `read_inputs`.
+    """
+    _no_texts(texts)
     names: list[str] = []
     tables: list[Raw] = []
     for path in paths:
@@ -60,6 +86,16 @@ def _read_tables(paths: Sequence[Path], preprocess: TablePreprocess) -> tuple[li
         names += [file.source(row) for row in range(len(rows))]
         tables.append(rows)
     return names, np.concatenate(tables)
+
+
+def _no_texts(texts: Sequence[str]) -> None:
+    if texts:
+        raise DataError(
+            field="--text",
+            problem="this model doesn't read texts",
+            value=texts[0],
+            fix="give files of the kind that it was trained on",
+        )
 
 
 def _check_columns(file: TableFile, preprocess: TablePreprocess) -> None:

@@ -6,6 +6,7 @@ Shapes: N rows, C channels, H height, W width, F features.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -13,12 +14,22 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmdist.contracts import InputSpec
+from fmdist.contracts import InputSpec, TargetSpec
 from fmdist.errors import DataError
 
 Raw = NDArray[Any]
-"""Raw rows. Images: uint8 (N, C, H, W). Tables: a structured array (N,) with one field per column, float64
-for numeric columns and object (str) for categorical ones, where the empty string stands for missing."""
+"""Raw rows. Images: uint8 (N, C, H, W). Else a structured array (N,) with one field per column, float64 for
+numbers and object (str) for categories and texts, where the empty string stands for a missing category."""
+
+KINDS = {
+    "image": "preprocess:ImagePreprocess",
+    "table": "preprocess:TablePreprocess",
+    "text": "text_preprocess:TextPreprocess",
+    "pair": "pair_preprocess:PairPreprocess",
+    "windows": "window_preprocess:WindowPreprocess",
+    "ids": "id_preprocess:IdPreprocess",
+}
+"""Kind -> where in `fmdist.data` its class is."""
 
 CHUNK = 1024
 """Rows that are decoded or preprocessed at a time where a whole split might not fit into memory."""
@@ -26,21 +37,32 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The base of `ImagePreprocess` and `TablePreprocess`."""
+    """The base of all preprocessing; `KINDS` names what there is."""
 
     kind: ClassVar[str]
 
     @property
-    def input(self) -> InputSpec:
-        """The model input that this yields."""
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The model inputs that this yields."""
         raise NotImplementedError
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """The fitted tokenizers, as `fmdist.contracts.DataSpec` names them; none without text."""
+        return {}
+
+    def target(self, spec: TargetSpec) -> TargetSpec:
+        """Return the data's target with what only fitting could tell, such as a vocabulary's size."""
+        return spec
 
     def fit(self, chunks: Iterable[Raw], normalize: bool) -> Preprocess:
         """Return a copy fitted on the raw rows of the training split, given in chunks."""
         raise NotImplementedError
 
-    def __call__(self, raw: Raw) -> NDArray[np.float32]:
-        """Return the model's input, float32 (N, *input.shape).
+    def __call__(self, raw: Raw) -> dict[str, NDArray[Any]]:
+        """Return every input by name, (N, ...); along a free axis padded to the longest of these rows.
+
+        Where the target is made of tokens, ``target`` too.
 
         Raises:
             DataError: if ``raw`` has another shape or type than the rows this was fitted on.
@@ -52,21 +74,27 @@ class Preprocess:
         return {"kind": self.kind, **asdict(self)}
 
     @staticmethod
+    def read_json(value: Mapping[str, Any]) -> Preprocess:
+        """Read the fields that `to_json` wrote."""
+        raise NotImplementedError
+
+    @staticmethod
     def from_json(value: Mapping[str, Any]) -> Preprocess:
         """Read what `to_json` wrote.
 
         Raises:
             DataError: if it is of a kind that this version doesn't know.
         """
-        readers = {"image": ImagePreprocess.read_json, "table": TablePreprocess.read_json}
-        if value.get("kind") not in readers:
+        if value.get("kind") not in KINDS:
             raise DataError(
                 field="preprocessing.kind",
                 problem="unknown kind of preprocessing",
                 value=value.get("kind"),
-                allowed=", ".join(readers),
+                allowed=", ".join(KINDS),
             )
-        return readers[value["kind"]]({name: item for name, item in value.items() if name != "kind"})
+        module, name = KINDS[value["kind"]].split(":")
+        reader: type[Preprocess] = getattr(importlib.import_module(f"fmdist.data.{module}"), name)
+        return reader.read_json({key: item for key, item in value.items() if key != "kind"})
 
 
 @dataclass(frozen=True)
@@ -90,9 +118,9 @@ class ImagePreprocess(Preprocess):
     """Per channel, of pixels in [0, 1]."""
 
     @property
-    def input(self) -> InputSpec:
+    def inputs(self) -> tuple[InputSpec]:
         """``image``, (C, H, W)."""
-        return InputSpec("image", self.shape)
+        return (InputSpec("image", self.shape),)
 
     def fit(self, chunks: Iterable[Raw], normalize: bool) -> ImagePreprocess:
         """Return a copy with the mean and std of every channel, exact since it counts the 256 values."""
@@ -109,8 +137,8 @@ class ImagePreprocess(Preprocess):
         std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
         return replace(self, mean=tuple(mean.tolist()), std=tuple(_nonzero(std).tolist()))
 
-    def __call__(self, raw: Raw) -> NDArray[np.float32]:
-        """Return float32 (N, C, H, W)."""
+    def __call__(self, raw: Raw) -> dict[str, NDArray[Any]]:
+        """Return ``image``, float32 (N, C, H, W)."""
         if raw.dtype != np.uint8 or raw.shape[1:] != self.shape:
             raise DataError(
                 field="image",
@@ -123,7 +151,7 @@ class ImagePreprocess(Preprocess):
         values = raw.astype(np.float32)
         values *= (1 / (255 * std)).astype(np.float32)
         values -= (mean / std).astype(np.float32)
-        return values
+        return {"image": values}
 
     @staticmethod
     def read_json(value: Mapping[str, Any]) -> ImagePreprocess:
@@ -171,17 +199,17 @@ class TablePreprocess(Preprocess):
         return np.dtype([(c.name, np.float64 if c.categories is None else object) for c in self.columns])
 
     @property
-    def input(self) -> InputSpec:
+    def inputs(self) -> tuple[InputSpec]:
         """``features``, (F,)."""
-        return InputSpec("features", (sum(column.width for column in self.columns),))
+        return (InputSpec("features", (sum(column.width for column in self.columns),)),)
 
     def fit(self, chunks: Iterable[Raw], normalize: bool) -> TablePreprocess:
         """Return a copy with mean, std and categories of every column."""
         rows = np.concatenate(list(chunks))
         return replace(self, columns=tuple(_fit(column, rows, normalize) for column in self.columns))
 
-    def __call__(self, raw: Raw) -> NDArray[np.float32]:
-        """Return float32 (N, F)."""
+    def __call__(self, raw: Raw) -> dict[str, NDArray[Any]]:
+        """Return ``features``, float32 (N, F)."""
         if raw.dtype != self.dtype or raw.ndim != 1:
             raise DataError(
                 field="features",
@@ -189,7 +217,7 @@ class TablePreprocess(Preprocess):
                 value=f"{raw.dtype} {raw.shape}",
                 allowed=f"{self.dtype} (N,)",
             )
-        features = np.empty((len(raw), *self.input.shape), np.float32)
+        features = np.empty((len(raw), sum(column.width for column in self.columns)), np.float32)
         at = 0
         for column in self.columns:
             part = features[:, at : at + column.width]
@@ -200,7 +228,7 @@ class TablePreprocess(Preprocess):
                 codes = np.fromiter((code.get(cell, -1) for cell in raw[column.name]), np.int64, len(raw))
                 part[:] = codes[:, None] == np.arange(column.width)
             at += column.width
-        return features
+        return {"features": features}
 
     @staticmethod
     def read_json(value: Mapping[str, Any]) -> TablePreprocess:

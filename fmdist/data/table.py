@@ -29,7 +29,7 @@ _MIN_REPEATS = 2
 class Config(DataConfig):
     """Numbers are standardized, categories one-hot; both are fitted on the training split only."""
 
-    modality: ClassVar[Literal["image", "table"]] = "table"
+    modality: ClassVar[str] = "table"
 
     path: Location
     """A CSV file with a header line, or a Parquet file (``.parquet``, ``.pq``)."""

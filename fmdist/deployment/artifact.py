@@ -19,9 +19,9 @@ from fmdist import storage
 from fmdist.data.preprocess import Preprocess
 from fmdist.deployment.runtime import RUNTIMES, Inputs, Session, check_choice, open_model
 from fmdist.errors import CheckpointError, DataError, UsageError
-from fmdist.tasks.decoding import decode
+from fmdist.tasks.decoding import answer
 
-FORMAT = 1
+FORMAT = 2
 VARIANTS = ("int8", "fp32")
 
 
@@ -37,36 +37,32 @@ class Artifact:
     preprocess: Preprocess
     session: Session
 
-    def outputs(self, inputs: NDArray[Any] | Inputs, batch_size: int = 256) -> NDArray[np.float32]:
-        """Return the model's outputs (B, K), float32, for preprocessed inputs.
+    def outputs(self, inputs: NDArray[Any] | Inputs) -> NDArray[np.float32]:
+        """Return the model's output, float32, batch first, for preprocessed inputs.
 
         Args:
             inputs: (B, ...) of the only input, or arrays by input name.
-            batch_size: samples that the runtime sees at a time.
 
         Raises:
             DataError: if names, shapes or types differ from the manifest's signature, or there is no sample.
         """
-        named = self._checked(inputs)
-        size = len(next(iter(named.values())))
-        parts = [
-            self.session.run({name: value[start : start + batch_size] for name, value in named.items()})
-            for start in range(0, size, batch_size)
-        ]
-        return np.concatenate(parts)
+        return self.session.run(self._checked(inputs))
 
-    def predict(self, raw: NDArray[Any]) -> list[dict[str, Any]]:
-        """Return one answer per raw row, as `fmdist.tasks.decoding.decode` gives them.
+    def predict(self, raw: NDArray[Any], options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return one answer per raw row, as `fmdist.tasks.decoding.answer` gives them.
 
         Args:
             raw: rows as `fmdist.data.preprocess` describes them, such as uint8 (B, C, H, W) images.
+            options: of the answers, such as ``{"temperature": 0.8}`` for generated text.
 
         Raises:
             DataError: if ``raw`` isn't what the model was trained on.
+            UsageError: for an option that this model's answers don't take.
         """
         if not len(raw):
             return []
-        return decode(self.manifest["decoding"], self.outputs(self.preprocess(raw)))
+        batch = {**self.preprocess(raw), "index": np.arange(len(raw))}
+        return answer(self.manifest["decoding"], self.outputs, batch, options)
 
     def _checked(self, inputs: NDArray[Any] | Inputs) -> dict[str, NDArray[Any]]:
         signature = self.manifest["signature"]["inputs"]

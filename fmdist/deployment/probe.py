@@ -3,9 +3,10 @@
 ``python -m fmdist.deployment.probe JOB.json``: the job names the models and the inputs, and the outputs go
 into one folder. What comes out is what a user of the artifact gets.
 
-Job: ``{"models": [{"name", "file", "runtime", "precision"}], "inputs": {set: {input name: file.npy}},
-"batch_size": int, "threads": int, "output": folder}``; a model's outputs for a set are written to
-``name.set.npy``, and ``executed.json`` says in which precision each model's layers ran.
+Job: ``{"models": [{"name", "file", "runtime", "precision"}], "inputs": {set: {input name: file.npy}}, "rule":
+see `fmdist.tasks.decoding`, "scored": {name: file.npy}, "threads": int, "output": folder}``. A model's
+outputs for a set are written to ``name.set.npy``, the rule's rows for what is scored to ``name.scored.npy``,
+and ``executed.json`` says in which precision each model's layers ran.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmdist import storage
-from fmdist.deployment.runtime import Session, open_model
+from fmdist.deployment.runtime import open_model
+from fmdist.tasks import decoding
 
 REFUSED = ("torch", "fmdist.models", "fmdist.training")
 
@@ -53,21 +55,17 @@ def main(job_file: Path) -> None:
     for model in job["models"]:
         session = open_model(Path(model["file"]), model["runtime"], model["precision"], job["threads"])
         for set_name, files in job["inputs"].items():
-            inputs = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
-            np.save(output / f"{model['name']}.{set_name}.npy", _run(session, inputs, job["batch_size"]))
+            outputs = session.run(_read(files, mapped=False))
+            np.save(output / f"{model['name']}.{set_name}.npy", outputs)
+        scored = decoding.rows(job["rule"], session.run, _read(job["scored"], mapped=True))
+        np.save(output / f"{model['name']}.scored.npy", scored)
         executed[model["name"]] = session.executed()
     loaded = [name for name in REFUSED if name in sys.modules]
     storage.write_json(output / "executed.json", {"executed": executed, "refused_but_loaded": loaded})
 
 
-def _run(session: Session, inputs: dict[str, NDArray[Any]], batch_size: int) -> NDArray[np.float32]:
-    size = len(next(iter(inputs.values())))
-    parts = []
-    for start in range(0, size, batch_size):
-        # A copy: runtimes want aligned, writable memory, which a mapped file isn't.
-        part = {name: np.array(value[start : start + batch_size]) for name, value in inputs.items()}
-        parts.append(session.run(part))
-    return np.concatenate(parts)
+def _read(files: dict[str, str], mapped: bool) -> dict[str, NDArray[Any]]:
+    return {name: np.load(file, mmap_mode="r" if mapped else None) for name, file in files.items()}
 
 
 if __name__ == "__main__":

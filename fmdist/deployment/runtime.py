@@ -1,6 +1,6 @@
 """One way to run a model file in OpenVINO or ONNX Runtime, on the CPU.
 
-Shapes: B batch, K outputs.
+Shapes: B batch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Session(Protocol):
     """A model that is ready to run."""
 
     def run(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Return the first output, (B, K), for inputs by name, batch first."""
+        """Return the first output, batch first, for inputs by name."""
         ...
 
     def executed(self) -> dict[str, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from fmdist.contracts import DataSpec, ExportSpec, InputSpec, Roles
+from fmdist.contracts import DataSpec, ExportSpec, InputSpec
 from fmdist.errors import CapabilityError
 from fmdist.recipe.schema import ComponentConfig
 
@@ -17,26 +19,77 @@ if TYPE_CHECKING:
 class ModelConfig(ComponentConfig):
     """A model family's settings; sizes that follow from the data are not among them."""
 
+    form: ClassVar[str] = "outputs"
+    """What `build` returns, one of `FORMS`; a task needs one of them."""
+    onnx_route: ClassVar[Literal["dynamo", "torchscript"] | None] = "dynamo"
+    """The exporter that keeps the free axes free; None: the family can't be exported to ONNX."""
+    openvino_route: ClassVar[Literal["trace", "exported"]] = "trace"
+    """How OpenVINO reads the module: by tracing it, or through `torch.export`."""
+    not_quantizable: ClassVar[str | None] = None
+    """Why INT8 quantization has nothing to do or fails; None: it works."""
+
     def build(self, spec: DataSpec, outputs: int) -> nn.Module:
-        """Return a new module that maps the inputs of ``spec`` to (B, outputs)."""
+        """Return a new module for the inputs of ``spec``, of the form that `form` names."""
         raise NotImplementedError
 
-    def exports(self, roles: Roles, spec: DataSpec) -> dict[str, ExportSpec]:
-        """Return how to export the trained modules: by default role ``model``, with a dynamic batch."""
-        names = tuple(item.name for item in spec.inputs)
+    def export(self, module: nn.Module, inputs: Sequence[InputSpec]) -> ExportSpec:
+        """Return how to export what a task serves of a model of this kind, with all free axes free.
 
-        def example_inputs(batch: int) -> tuple[Tensor, ...]:
-            generator = torch.Generator().manual_seed(batch)
-            return tuple(torch.randn(batch, *item.shape, generator=generator) for item in spec.inputs)
+        Args:
+            module: maps ``inputs``, in order, to one tensor, batch first.
+            inputs: of the module.
+        """
+        names = tuple(item.name for item in inputs)
+        axes = {item.name: {0: "batch", **_free(item)} for item in inputs}
+        # Logits for every token: the output's time axis is that of the last input.
+        time = _free(inputs[-1]) if self.form in ("language", "pair") else {}
+        longest = max(item.longest for item in inputs)
+        return ExportSpec(
+            module=module,
+            example_inputs=partial(_examples, tuple(inputs)),
+            input_names=names,
+            dynamic_axes={**axes, "output": {0: "batch", **time}},
+            onnx_route=self.onnx_route,
+            openvino_route=self.openvino_route,
+            probes=((2, longest), (5, max(longest // 2, min(longest, 4)))),
+        )
 
-        return {
-            "model": ExportSpec(
-                module=roles["model"],
-                example_inputs=example_inputs,
-                input_names=names,
-                dynamic_axes={name: {0: "batch"} for name in (*names, "output")},
-            )
-        }
+
+FORMS = {
+    "outputs": "forward(*inputs) -> (B, outputs)",
+    "language": "forward(tokens_BT) -> logits (B, T, outputs), causal",
+    "pair": "forward(source_BS, prefix_BT) -> logits (B, T, outputs), causal in the prefix",
+    "latent": "encode(x) and decode(z_BZ), with `latent`, the size Z",
+    "adversaries": "nn.ModuleDict of generator(z_BZ) -> x and discriminator(x) -> (B, 1), with `latent`",
+    "scores": "forward(user_B, item_B, ...) -> (B, 1) and rank(user_B, ...) -> (B, items)",
+}
+"""Form -> the module that a model kind of this form builds."""
+
+
+def _free(item: InputSpec) -> dict[int, str]:
+    return {axis + 1: f"{item.name}_length" for axis, size in enumerate(item.shape) if size is None}
+
+
+def _examples(inputs: tuple[InputSpec, ...], batch: int, length: int) -> tuple[Tensor, ...]:
+    """Return inputs for a batch size and a length, seeded by both; of every three token rows two are padded.
+
+    Inputs after the first are one shorter each, since an exporter ties axes together that happen to agree.
+    """
+    generator = torch.Generator().manual_seed(1000 * length + batch)
+    values = []
+    for position, item in enumerate(inputs):
+        extent = max(1, min(length - position, item.longest))
+        shape = (batch, *(extent if size is None else size for size in item.shape))
+        if item.dtype == "float32":
+            values.append(torch.randn(shape, generator=generator))
+            continue
+        padded = None in item.shape
+        ids = torch.randint(min(1, item.size - 1) if padded else 0, item.size, shape, generator=generator)
+        if padded:
+            kept_B = extent - torch.arange(batch) % 3 * (extent // 4)
+            ids *= torch.arange(extent) < kept_B[:, None]
+        values.append(ids)
+    return tuple(values)
 
 
 def image_input(spec: DataSpec, kind: str, smallest: int) -> tuple[int, int, int]:
@@ -45,7 +98,7 @@ def image_input(spec: DataSpec, kind: str, smallest: int) -> tuple[int, int, int
     Raises:
         CapabilityError: if the data isn't images, or they are smaller than ``smallest`` pixels a side.
     """
-    shape = single_input(spec, kind).shape
+    shape = fixed_shape(spec, kind)
     if len(shape) != 3:
         raise CapabilityError(
             field="model.kind",
@@ -77,3 +130,37 @@ def single_input(spec: DataSpec, kind: str) -> InputSpec:
             value=[item.name for item in spec.inputs],
         )
     return spec.inputs[0]
+
+
+def fixed_shape(spec: DataSpec, kind: str) -> tuple[int, ...]:
+    """Return the shape of the only input.
+
+    Raises:
+        CapabilityError: if the data has several inputs, or they are tokens.
+    """
+    item = single_input(spec, kind)
+    if item.dtype != "float32":
+        raise CapabilityError(
+            field="model.kind",
+            problem=f"'{kind}' reads numbers and the data gives tokens or identifiers",
+            value=item.name,
+            fix="use a model kind for sequences, such as 'lstm' or 'text_cnn'",
+        )
+    return tuple(size for size in item.shape if size is not None)
+
+
+def token_input(spec: DataSpec, kind: str) -> InputSpec:
+    """Return the only input, token ids (B, T) int64; its ``size`` is the vocabulary's.
+
+    Raises:
+        CapabilityError: if the data isn't token sequences.
+    """
+    item = single_input(spec, kind)
+    if item.dtype != "int64" or item.shape != (None,):
+        raise CapabilityError(
+            field="model.kind",
+            problem=f"'{kind}' reads token sequences and the data gives something else",
+            value=item.name,
+            fix="use text data, or 'mlp' for tables and 'cnn' for images",
+        )
+    return item

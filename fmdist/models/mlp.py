@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from fmdist.contracts import DataSpec
-from fmdist.models.base import ModelConfig, single_input
+from fmdist.models.base import ModelConfig, fixed_shape
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -29,7 +29,7 @@ class Config(ModelConfig):
     def build(self, spec: DataSpec, outputs: int) -> nn.Sequential:
         """Return a module from (B, ...) through flattening to (B, outputs)."""
         layers: list[nn.Module] = [nn.Flatten()]
-        width = math.prod(single_input(spec, self.kind()).shape)
+        width = math.prod(fixed_shape(spec, self.kind()))
         for units in self.hidden:
             layers.append(nn.Linear(width, units))
             if self.norm != "none":

@@ -27,7 +27,7 @@ from fmdist.reports.layout import (
     words,
 )
 
-FORMAT = 1
+FORMAT = 2
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 Record = Mapping[str, Any]

@@ -29,7 +29,7 @@ from fmdist.reports.layout import (
     number,
     words,
 )
-from fmdist.tasks.decoding import sigmoid, softmax
+from fmdist.tasks.decoding.direct import sigmoid, softmax
 
 MATRIX_CLASSES = 40
 """A confusion matrix of more classes can't be read; the most frequent confusions are listed instead."""
@@ -56,6 +56,11 @@ class Evaluation:
         return str(self.record["target"]["kind"])
 
     @property
+    def direct(self) -> bool:
+        """Return whether the rows are the model's outputs, one per name."""
+        return bool(self.record["rule"] == self.kind)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Return the K names of the classes, labels or targets."""
         return tuple(str(name) for name in self.record["target"]["names"])
@@ -78,7 +83,7 @@ def read(run: Path) -> Evaluation | None:
         files.arrays(folder / "examples.npz"),
         signature["decoding"].get("threshold", 0.5),
     )
-    if evaluation.arrays is not None:
+    if evaluation.arrays is not None and evaluation.direct:
         _check(folder, evaluation, evaluation.arrays)
     return evaluation
 
@@ -105,7 +110,7 @@ def _check(folder: Path, evaluation: Evaluation, arrays: dict[str, NDArray[Any]]
 def sections(evaluation: Evaluation, validation: dict[str, float]) -> list[Section]:
     """Return the sections for what was recorded; ``validation`` holds the kept checkpoint's metrics."""
     found = [Section("Test", tuple(_metrics(evaluation.record, validation)))]
-    if evaluation.arrays is None or len(evaluation.arrays["outputs"]) == 0:
+    if evaluation.arrays is None or len(evaluation.arrays["outputs"]) == 0 or not evaluation.direct:
         return found
     outputs, target = evaluation.arrays["outputs"], evaluation.arrays["target"]
     if evaluation.kind == "value":

@@ -25,7 +25,7 @@ from fmdist.reports.layout import (
     words,
 )
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "run.json"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fmdist import component
 from fmdist.errors import UsageError
 from fmdist.stages.places import ARTIFACTS, REPORT, open_trained
-from fmdist.stages.recipe import Recipe, load_recipe, only
+from fmdist.stages.recipe import Recipe, check_compression, load_recipe, only
 from fmdist.stages.using import report
 
 if TYPE_CHECKING:
@@ -41,17 +41,19 @@ def compress(
     from fmdist.training.checkpoint import weights_digest
 
     folder = Path(run)
-    config = compress_config(load_recipe(runs.recipe_path(folder)), quantize, max_drop)
+    loaded = load_recipe(runs.recipe_path(folder))
+    config = compress_config(loaded, quantize, max_drop)
+    check_compression(loaded.model, config)
     recipe, data, task = open_trained(folder)
     saved = runs.load_best(folder, task)
     subject = Subject(
         name=recipe.name,
         task=task,
-        exports=recipe.model.exports(task.roles(), data.spec),
+        export=recipe.model.export(task.served(task.roles()), task.inputs),
         splits=data,
         recipe={**recipe.plain, "compress": config.model_dump(mode="json")},
         source=f"{folder}/{saved.path.name}",
-        fingerprint=weights_digest(task.roles()["model"]),
+        fingerprint=weights_digest(task.served(task.roles())),
         run=runs.read_run(folder)["created"],
     )
     target = output or ARTIFACTS / folder.name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fmdist import storage
 from fmdist.errors import UsageError, did_you_mean
+from fmdist.stages.modules import checkpointed_task
 from fmdist.stages.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -45,4 +46,4 @@ def open_trained(folder: Path) -> tuple[Recipe, DataSplits, Task]:
     recipe = load_recipe(runs.recipe_path(folder))
     data = recipe.data.build(recipe.seed)
     runs.check_data(folder, storage.read_json(folder / runs.DATA)["sha256"], data.record["sha256"])
-    return recipe, data, runs.build_task(recipe.task, recipe.seed, data.spec, recipe.model)
+    return recipe, data, checkpointed_task(recipe, data.spec)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmdist.stages.modules import new_task, open_task
 from fmdist.stages.places import RUNS
 from fmdist.stages.recipe import Source, load_recipe
 
@@ -62,14 +63,20 @@ def train(
     check_here(loaded.train, context := context or Context())
     with runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task = runs.build_task(loaded.task, loaded.seed, data.spec, loaded.model)
+        task, transfer = new_task(loaded, data.spec)
+        if transfer is not None:
+            if not runs.saved_anything(folder):
+                run.record["transfer"] = transfer.initialize(open_task)
+            transfer.adapt()
+            transfer.restrict()
+        learned = task if loaded.distill is None else taught_task(run, task, loaded.distill, data)
         runs.begin(run, plain, runs.signature(task, data), data.record)
-        train_run(run, task, data, loaded.train, loaded.seed, context, profile)
+        train_run(run, learned, data, loaded.train, loaded.seed, context, profile)
         saved = runs.load_best(folder, task)
-        record, outputs = score_split(
-            task, data.test, "test", data.train.targets, loaded.train.evaluation_batch_size, loaded.seed
+        record, rows = score_split(
+            task, data.test, "test", data.train.plain(), loaded.train.evaluation_batch_size, loaded.seed
         )
-        write_scores(folder / "evaluation", record, outputs, data.test)
+        write_scores(folder / "evaluation", record, task.decoding(), rows, data.test)
         run.write("finished", {"best_step": saved.step})
     low, high = record["interval"]
     return Trained(folder, record["metrics"], record["baseline"], record["primary"], (low, high))

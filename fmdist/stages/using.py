@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmdist import storage
+from fmdist.stages.modules import Modules, open_task
 from fmdist.stages.places import existing, is_artifact, open_trained
-from fmdist.stages.recipe import load_recipe, only
+from fmdist.stages.recipe import only
 
 if TYPE_CHECKING:
-    from fmdist.data.splits import DataSplits, Split
+    from fmdist.data.splits import DataSplits, Samples
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,26 +40,32 @@ def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvin
     recipe, data, task = open_trained(folder)
     runs.load_best(folder, task)
     size = recipe.train.evaluation_batch_size
-    return score_split(task, _split(data, split), split, data.train.targets, size, recipe.seed)[0]
+    return score_split(task, _split(data, split), split, data.train.plain(), size, recipe.seed)[0]
 
 
 def predict(
-    target: Path | str, inputs: Sequence[Path | str], *, runtime: str = "openvino"
+    target: Path | str,
+    inputs: Sequence[Path | str] = (),
+    *,
+    texts: Sequence[str] = (),
+    runtime: str = "openvino",
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return an answer for every image, and for every row of a CSV or Parquet file.
+    """Return an answer for every input: an image, a row of a table, a text, a prompt, a user.
 
     Args:
         target: the folder of a run or an artifact; an artifact needs only its runtime and its manifest.
         inputs: files of the kind that the model was trained on.
+        texts: inputs given right here, where an input is a text or an identifier.
         runtime: ``openvino`` or ``onnxruntime``, for an artifact.
+        options: of the answers, such as ``{"temperature": 0.8}`` where text is generated.
 
     Returns:
-        For each: ``input``, and what `fmdist.tasks.decoding.decode` says.
+        For each: ``input``, and what `fmdist.tasks.decoding.answer` says.
     """
     from fmdist.data.inputs import read_inputs
     from fmdist.data.preprocess import Preprocess
     from fmdist.deployment.runtime import RUNTIMES, check_choice
-    from fmdist.tasks.decoding import decode
 
     check_choice("--runtime", runtime, RUNTIMES)
     folder, paths = existing(target), [Path(path) for path in inputs]
@@ -67,19 +73,22 @@ def predict(
         from fmdist.deployment.artifact import load
 
         artifact = load(folder, runtime=runtime)
-        names, raw = read_inputs(paths, artifact.preprocess)
-        answers = artifact.predict(raw)
+        names, raw = read_inputs(paths, texts, artifact.preprocess)
+        answers = artifact.predict(raw, options)
     else:
-        from fmdist.contracts import DataSpec
-        from fmdist.training import run as runs
-        from fmdist.training.evaluation import run_model
+        import numpy as np
+        import torch
 
-        recipe = load_recipe(runs.recipe_path(folder))
-        signature = storage.read_json(folder / runs.SIGNATURE)
-        names, raw = read_inputs(paths, preprocess := Preprocess.from_json(signature["preprocessing"]))
-        task = runs.build_task(recipe.task, recipe.seed, DataSpec.from_json(signature["spec"]), recipe.model)
-        runs.load_best(folder, task)
-        answers = decode(signature["decoding"], run_model(task, preprocess.input.name, preprocess(raw)))
+        from fmdist.tasks import decoding
+        from fmdist.training import run as runs
+        from fmdist.training.evaluation import runner
+
+        signature = runs.read_signature(folder)
+        names, raw = read_inputs(paths, texts, preprocess := Preprocess.from_json(signature["preprocessing"]))
+        task = open_task(folder)
+        run = runner(task, task.roles(), torch.device("cpu"))
+        batch = {**preprocess(raw), "index": np.arange(len(raw))}
+        answers = decoding.answer(signature["decoding"], run, batch, options)
     return [{"input": name, **answer} for name, answer in zip(names, answers, strict=True)]
 
 
@@ -94,7 +103,7 @@ def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]
     from fmdist.deployment.artifact import load
     from fmdist.recipe import parsing
     from fmdist.training import run as runs
-    from fmdist.training.scoring import NoModel, gather, score_outputs
+    from fmdist.training.scoring import gather, score_rows
 
     artifact = load(folder, runtime=runtime)
     was = artifact.manifest["recipe"]
@@ -102,12 +111,12 @@ def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]
     parsed = parsing.parse({name: was[name] for name in needed}, needed)
     data = parsed["data"].build(parsed["seed"])
     runs.check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data.record["sha256"])
-    task = runs.build_task(parsed["task"], parsed["seed"], data.spec, NoModel())
+    task = runs.build_task(parsed["task"], parsed["seed"], data.spec, Modules(None))
     part = _split(data, split)
-    outputs = gather(part, artifact.outputs)
-    scores = score_outputs(task, part, split, data.train.targets, outputs, parsed["seed"])
+    rows = gather(part, artifact.manifest["decoding"], artifact.outputs)
+    scores = score_rows(task, part, split, data.train.plain(), rows, parsed["seed"])
     return {**scores, "runtime": runtime, "variant": artifact.variant}
 
 
-def _split(data: DataSplits, name: str) -> Split:
+def _split(data: DataSplits, name: str) -> Samples:
     return {"train": data.train.plain(), "validation": data.validation, "test": data.test}[name]

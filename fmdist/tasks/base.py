@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,14 @@ from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Phase, Role
 from fmdist.errors import CapabilityError
 from fmdist.recipe.schema import ComponentConfig
 
+TASK_HINT = "'fmdist list tasks' says what each task learns"
+
 
 class TaskConfig(ComponentConfig):
     """The base of every task kind's ``Config``."""
+
+    needs: ClassVar[str] = "outputs"
+    """The form of model that the task trains; see `fmdist.models.base.FORMS`."""
 
     def build(self, spec: DataSpec, model: ModelBuilder) -> Task:
         """Return the task with its modules built.
@@ -35,8 +40,9 @@ class SupervisedTask:
 
     def __init__(self, spec: DataSpec, model: nn.Module) -> None:
         self.spec = spec
+        self.inputs = spec.inputs
         self._roles = {"model": model}
-        self._inputs = tuple(item.name for item in spec.inputs)
+        self._names = [item.name for item in spec.inputs]
 
     def roles(self) -> dict[str, nn.Module]:
         """Return ``{"model": module}``."""
@@ -50,9 +56,13 @@ class SupervisedTask:
         """Return the number of samples."""
         return len(batch["target"])
 
+    def served(self, roles: Roles) -> nn.Module:
+        """Return the model."""
+        return roles["model"]
+
     def outputs(self, roles: Roles, batch: Batch) -> Tensor:
         """Return the model's outputs (B, K)."""
-        outputs_BK: Tensor = roles["model"](*[batch[name] for name in self._inputs])
+        outputs_BK: Tensor = roles["model"](*[batch[name] for name in self._names])
         return outputs_BK
 
     def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:

@@ -19,9 +19,9 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
-from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
 
 
 class Config(TaskConfig):
@@ -46,12 +46,16 @@ class Config(TaskConfig):
 
     def build(self, spec: DataSpec, model: ModelBuilder) -> Classification:
         """Return the task; see `TaskConfig.build`."""
-        if spec.target.kind == "value":
+        if spec.target.kind not in ("class", "labels"):
             raise CapabilityError(
                 field="task.kind",
-                problem="'classification' needs classes or labels and the data's target is a number",
-                value=list(spec.target.names),
-                fix="use task.kind 'regression'",
+                problem="'classification' needs classes or labels and the data's target is of another kind",
+                value=spec.target.kind,
+                fix="use task.kind 'regression'" if spec.target.kind == "value" else TASK_HINT,
+            )
+        if self.mixup and spec.inputs[0].dtype != "float32":
+            raise CapabilityError(
+                field="task.mixup", problem="mixup blends numbers and the data gives tokens or identifiers"
             )
         if self.sampling == "balanced" and spec.target.kind == "labels":
             raise CapabilityError(
@@ -122,18 +126,20 @@ class Classification(SupervisedTask):
         """Return the softmax or the sigmoid rule with the names."""
         names = list(self.spec.target.names)
         if self._exclusive:
-            return {"rule": "class", "names": names}
-        return {"rule": "labels", "names": names, "threshold": self._config.threshold}
+            return {"rule": "class", "inputs": self._names, "names": names}
+        threshold = self._config.threshold
+        return {"rule": "labels", "inputs": self._names, "names": names, "threshold": threshold}
 
-    def baseline(self, train: NDArray[Any], size: int) -> NDArray[np.float32]:
+    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
         """Return the log frequency (log odds for labels) in the training split: always the most frequent."""
         if self._exclusive:
-            frequency = (np.bincount(train, minlength=len(self.spec.target.names)) + 1e-6) / len(train)
+            counts_K = np.bincount(train.targets, minlength=len(self.spec.target.names))
+            frequency = (counts_K + 1e-6) / len(train)
             row = np.log(frequency)
         else:
-            frequency = np.clip(train.mean(axis=0), 1e-6, 1 - 1e-6)
+            frequency = np.clip(train.targets.mean(axis=0), 1e-6, 1 - 1e-6)
             row = np.log(frequency / (1 - frequency))
-        return np.tile(row.astype(np.float32), (size, 1))
+        return np.tile(row.astype(np.float32), (len(part), 1))
 
     def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
         """Return 1 / frequency of each sample's class if sampling is balanced."""
@@ -181,15 +187,15 @@ class Classification(SupervisedTask):
         alpha = config.cutmix if cut else config.mixup
         share = _beta(alpha, generator)
         if cut:
-            image_BCHW = batch[self._inputs[0]].clone()
+            image_BCHW = batch[self._names[0]].clone()
             height, width = image_BCHW.shape[-2:]
             top, bottom = _span(height, share, generator)
             left, right = _span(width, share, generator)
             image_BCHW[..., top:bottom, left:right] = image_BCHW.roll(1, 0)[..., top:bottom, left:right]
-            mixed[self._inputs[0]] = image_BCHW
+            mixed[self._names[0]] = image_BCHW
             share = 1 - (bottom - top) * (right - left) / (height * width)
         else:
-            for name in self._inputs:
+            for name in self._names:
                 mixed[name] = share * batch[name] + (1 - share) * batch[name].roll(1, 0)
         return mixed, share * target + (1 - share) * target.roll(1, 0)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
-from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
 
 
 class Config(TaskConfig):
@@ -33,7 +33,9 @@ class Config(TaskConfig):
             raise CapabilityError(
                 field="task.kind",
                 problem=f"'regression' needs numbers and the data's target is of kind '{spec.target.kind}'",
-                fix="use task.kind 'classification'",
+                fix="use task.kind 'classification'"
+                if spec.target.kind in ("class", "labels")
+                else TASK_HINT,
             )
         return Regression(self, spec, Rescaled(model.build(spec, len(spec.target.names)), spec.moments))
 
@@ -86,11 +88,11 @@ class Regression(SupervisedTask):
 
     def decoding(self) -> dict[str, Any]:
         """Return the rule that names the numbers."""
-        return {"rule": "value", "names": list(self.spec.target.names)}
+        return {"rule": "value", "inputs": self._names, "names": list(self.spec.target.names)}
 
-    def baseline(self, train: NDArray[Any], size: int) -> NDArray[np.float32]:
+    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
         """Return the mean of the training targets for every sample."""
-        return np.tile(train.mean(axis=0).astype(np.float32), (size, 1))
+        return np.tile(train.targets.mean(axis=0).astype(np.float32), (len(part), 1))
 
     def _loss_sum(self, values_BK: Tensor, target_BK: Tensor) -> tuple[Tensor, float]:
         std_K = self._std_K.to(values_BK)

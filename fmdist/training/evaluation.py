@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 
-from fmdist.contracts import Dataset, Roles, Task
+from fmdist.contracts import Batch, Dataset, Roles, Task
 from fmdist.data.loader import evaluation_loader
+from fmdist.tasks import decoding
+from fmdist.tasks.decoding.run import Arrays, Run
 from fmdist.training.signals import StopRequest
-
-ROWS = 256
-"""Rows per forward when predicting."""
 
 RESAMPLES = 200
 """Bootstrap resamples of a confidence interval."""
@@ -31,51 +30,54 @@ def evaluate(
     device: torch.device,
     stop: StopRequest | None = None,
 ) -> tuple[dict[str, float], NDArray[np.float32]] | None:
-    """Return the metrics on a split and the outputs (N, K) behind them; None if a signal came.
+    """Return the metrics on a split and the rows (N, S) behind them; None if a signal came.
 
     The modules are in evaluation mode meanwhile, and back in their mode afterwards.
     """
-    metrics = task.metrics().to(device)
-    outputs: list[Tensor] = []
+    metrics, rule = task.metrics(), task.decoding()
+    rows: list[NDArray[np.float32]] = []
     modes = {name: module.training for name, module in roles.items()}
     try:
         for module in roles.values():
             module.eval()
-        with torch.inference_mode():
-            for batch in evaluation_loader(dataset, batch_size):
-                if stop is not None and stop.signal is not None:
-                    return None
-                placed = {
-                    name: value.to(device) if isinstance(value, Tensor) else value
-                    for name, value in batch.items()
-                }
-                outputs_BK = task.outputs(roles, placed)
-                metrics.update(outputs_BK, placed["target"])
-                outputs.append(outputs_BK.float().cpu())
+        run = runner(task, roles, device)
+        for batch in evaluation_loader(dataset, batch_size):
+            if stop is not None and stop.signal is not None:
+                return None
+            rows.append(decoding.rows(rule, run, as_arrays(batch), batch_size))
+            metrics.update(torch.from_numpy(rows[-1]), batch["target"])
     finally:
         _restore(roles, modes)
-    return as_floats(metrics.compute()), torch.cat(outputs).numpy()
+    return as_floats(metrics.compute()), np.concatenate(rows)
 
 
-def run_model(task: Task, name: str, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the outputs (N, K) for preprocessed rows of the input called ``name``, in evaluation mode."""
-    with torch.inference_mode():
-        parts = [
-            task.outputs(task.roles(), {name: torch.from_numpy(inputs[start : start + ROWS])})
-            for start in range(0, len(inputs), ROWS)
-        ]
-    return torch.cat(parts).numpy()
+def runner(task: Task, roles: Roles, device: torch.device) -> Run:
+    """Return a function that runs what the task serves, in torch on ``device``, without gradients."""
+    module = task.served(roles)
+    names = [item.name for item in task.inputs]
+
+    def run(inputs: Arrays) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            outputs: Tensor = module(*[torch.from_numpy(inputs[name]).to(device) for name in names])
+        return np.asarray(outputs.float().cpu().numpy())
+
+    return run
 
 
-def score(task: Task, outputs: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:
-    """Return the task's metrics of outputs (N, K) against targets."""
+def as_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
+    """Return a batch for the rules, which know no torch."""
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def score(task: Task, rows: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:
+    """Return the task's metrics of rows (N, S) against targets."""
     metrics = task.metrics()
-    metrics.update(torch.from_numpy(outputs), torch.from_numpy(target))
+    metrics.update(torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(target))
     return as_floats(metrics.compute())
 
 
 def confidence_interval(
-    task: Task, outputs: NDArray[np.float32], target: NDArray[Any], seed: int
+    task: Task, rows: NDArray[np.float32], target: NDArray[Any], seed: int
 ) -> tuple[float, float]:
     """Return a 95% interval of the primary metric over samples.
 
@@ -84,14 +86,14 @@ def confidence_interval(
     """
     metric = task.metrics()[task.primary[0]]
     if isinstance(metric, MulticlassAccuracy | MultilabelExactMatch):
-        metric.update(torch.from_numpy(outputs), torch.from_numpy(target))
+        metric.update(torch.from_numpy(rows), torch.from_numpy(target))
         return wilson_interval(float(metric.compute()), len(target))
     random = np.random.default_rng(seed)
     draws = (random.integers(len(target), size=len(target)) for _ in range(RESAMPLES))
     scores = []
-    for rows in draws:
+    for chosen in draws:
         metric.reset()
-        metric.update(torch.from_numpy(outputs[rows]), torch.from_numpy(target[rows]))
+        metric.update(torch.from_numpy(rows[chosen]), torch.from_numpy(target[chosen]))
         scores.append(float(metric.compute()))
     low, high = np.nanpercentile(scores, [2.5, 97.5])
     return float(low), float(high)

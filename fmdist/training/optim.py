@@ -23,6 +23,8 @@ REFUSED = {
 }
 """Classes of torch.optim that can't train here, with the reason."""
 
+_LR_SCALE = "lr_scale"
+
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """Return the class of torch.optim called ``name``.
@@ -82,21 +84,35 @@ def check_options(name: str, options: Mapping[str, Any], weight_decay: float) ->
 def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig | None) -> Optimizer:
     """Return an optimizer over the parameters of ``module`` that require gradients.
 
-    Weight decay leaves out parameters of fewer than two dimensions (biases, normalization).
+    Weight decay leaves out parameters of fewer than two dimensions (biases, normalization). Parameters have
+    groups of their own where `scale_lr` gave them a learning rate of their own.
     """
     name = (phase and phase.optimizer) or config.optimizer
     options = config.options if phase is None or phase.options is None else phase.options
     lr = (phase and phase.lr) or config.lr
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = _with_tuples(options)
+    groups: list[dict[str, Any]] = []
+    # The full rate first: what is recorded as the learning rate is the first group's.
+    for scale in sorted(set(map(_lr_scale, parameters)), reverse=True):
+        layer = [parameter for parameter in parameters if _lr_scale(parameter) == scale]
+        if not config.weight_decay:
+            groups.append({"params": layer, "lr": lr * scale, **_undecayed(name)})
+            continue
+        decays = {"weight_decay": config.weight_decay, "lr": lr * scale}
+        groups.append({"params": [p for p in layer if p.ndim >= 2], **decays})
+        groups.append({"params": [p for p in layer if p.ndim < 2], **decays, "weight_decay": 0.0})
     build: Any = optimizer_class(name)
-    if not config.weight_decay:
-        return build(parameters, lr=lr, **_undecayed(name), **options)  # type: ignore[no-any-return]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     return build([group for group in groups if group["params"]], lr=lr, **options)  # type: ignore[no-any-return]
+
+
+def scale_lr(parameter: nn.Parameter, scale: float) -> None:
+    """Let optimizers train a parameter at ``scale`` times the learning rate, in (0, 1]."""
+    setattr(parameter, _LR_SCALE, scale)
+
+
+def _lr_scale(parameter: nn.Parameter) -> float:
+    return float(getattr(parameter, _LR_SCALE, 1.0))
 
 
 def _with_tuples(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,11 +33,12 @@ from fmdist.errors import CheckpointError, DataError, Interrupted, did_you_mean
 from fmdist.recipe.reader import read
 from fmdist.recipe.resolved import fingerprint, to_yaml
 from fmdist.tasks.base import TaskConfig
+from fmdist.training.adapters import merge_adapters
 from fmdist.training.checkpoint import CheckpointStore, Saved, differences, load_weights
 from fmdist.training.config import RESUMABLE, CheckpointConfig
 from fmdist.training.loop import Progress
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; an unknown one is refused by name."""
 
 RECORD = "run.json"
@@ -48,6 +49,9 @@ CHECKPOINTS = "checkpoints"
 
 _OWN = frozenset({storage.LOCK, "quarantine.jsonl"})
 """Files that a run may leave before it has begun."""
+
+_ORIGINS = ("transfer", "distill")
+"""Keys of the record that tell what a run began with, which a resumed run can't tell anew."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +73,9 @@ class RunFolder:
         self.origin = {"recipe": recipe, "versions": self.record["versions"]}
         """What a checkpoint says of where it came from."""
         if (path / RECORD).exists():
-            self.record["created"] = read_run(path).get("created", self.record["created"])
+            before = read_run(path)
+            kept = ("created", *_ORIGINS) if saved_anything(path) else ("created",)
+            self.record |= {key: before[key] for key in kept if key in before}
 
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Rewrite ``run.json`` with a status and further values."""
@@ -128,7 +134,7 @@ def begin(
     if (run.path / CHECKPOINTS).is_dir() and (run.path / DATA).is_file():
         was = storage.read_json(run.path / DATA)
         check_data(run.path, was.get("sha256", {}), data.get("sha256", {}))
-    if (run.path / RECIPE).is_file() and not _saved_anything(run.path):
+    if (run.path / RECIPE).is_file() and not saved_anything(run.path):
         logger.info("%s: starting over, since the run there had saved nothing yet", run.path)
         shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     run.write("running", {})
@@ -165,6 +171,11 @@ def signature(task: Task, data: DataSplits) -> dict[str, Any]:
         "preprocessing": data.preprocess.to_json(),
         "decoding": task.decoding(),
     }
+
+
+def read_signature(path: Path) -> dict[str, Any]:
+    """Return what a run's model reads and answers; see `signature`."""
+    return dict(storage.read_json(path / SIGNATURE))
 
 
 def summary(progress: Progress, task: Task) -> dict[str, Any]:
@@ -247,6 +258,8 @@ def note(path: Path, values: Mapping[str, Any]) -> None:
 def load_best(path: Path, task: Task) -> Saved:
     """Load the weights of a run's best checkpoint (their moving average, if there is one) into ``task``.
 
+    Adapters are merged into the weights that they adapt: what is left are plain modules.
+
     Raises:
         CheckpointError: if there is no whole checkpoint with a score, or it is another model's.
     """
@@ -263,6 +276,7 @@ def load_best(path: Path, task: Task) -> Saved:
     for role, module in task.roles().items():
         averaged = saved.path / f"ema.{role}.safetensors"
         load_weights(module, averaged if averaged.exists() else saved.path / f"{role}.safetensors")
+        merge_adapters(module)
         module.eval()
     return saved
 
@@ -286,7 +300,7 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
         return
     old = read(path / RECIPE).values
     changed = differences(old, recipe)
-    if changed and not _saved_anything(path):
+    if changed and not saved_anything(path):
         return
     if changed:
         raise CheckpointError(
@@ -304,7 +318,8 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
         )
 
 
-def _saved_anything(path: Path) -> bool:
+def saved_anything(path: Path) -> bool:
+    """Return whether a run has checkpoints, whole or not: it doesn't begin anew."""
     return any((path / CHECKPOINTS).glob("step-*"))
 
 

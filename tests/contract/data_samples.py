@@ -64,6 +64,12 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
 """Kind -> a function that writes its sample."""
 
 
+VARIANTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "digits_plain": lambda folder: {"kind": "digits", "normalize": False},
+}
+"""Further data sets: name -> a function that writes it and returns the ``data`` mapping with its kind."""
+
+
 def write_idx(path: Path, array: Images) -> None:
     """Write an IDX file, gzipped if the name ends in ``.gz``."""
     shape = b"".join(size.to_bytes(4, "big") for size in array.shape)

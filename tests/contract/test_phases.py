@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 
-from fmdist.contracts import Batch, DataSpec, Draw, LossOut, Phase, Roles
+from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, Phase, Roles
 from fmdist.data import digits
 from fmdist.data.plan import BatchPlan
 from fmdist.data.splits import DataSplits
@@ -63,6 +63,7 @@ class Gan:
 
     def __init__(self, spec: DataSpec, careful: bool = True, generator_every: int = 1) -> None:
         self.spec = spec
+        self.inputs = spec.inputs
         self.careful = careful
         self.generator_every = generator_every
         self.stop_at: int | None = None
@@ -88,18 +89,17 @@ class Gan:
     def count(self, batch: Batch) -> float:
         return len(batch["image"])
 
-    def outputs(self, roles: Roles, batch: Batch) -> Tensor:
-        outputs_B1: Tensor = roles["discriminator"](batch["image"])
-        return outputs_B1
+    def served(self, roles: Roles) -> nn.Module:
+        return roles["discriminator"]
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"realness": Realness()})
 
     def decoding(self) -> dict[str, Any]:
-        return {"rule": "value", "names": ["real"]}
+        return {"rule": "value", "inputs": ["image"], "names": ["real"]}
 
-    def baseline(self, train: NDArray[Any], size: int) -> NDArray[np.float32]:
-        return np.zeros((size, 1), np.float32)
+    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
+        return np.zeros((len(part), 1), np.float32)
 
     def sample_weights(self, targets: NDArray[Any]) -> None:
         return None

@@ -22,12 +22,13 @@ from fmdist.compression import pipeline, verification
 from fmdist.compression.config import BenchmarkConfig, CompressConfig
 from fmdist.compression.passes import quantize
 from fmdist.compression.pipeline import compress
-from fmdist.compression.subject import Subject, inputs_of, torch_outputs
+from fmdist.compression.subject import Subject, batch_of, torch_rows
 from fmdist.contracts import Draw
 from fmdist.data import digits
 from fmdist.deployment import artifact
 from fmdist.errors import CheckpointError, CompressionError
 from fmdist.models import cnn
+from fmdist.stages.modules import Modules
 from fmdist.tasks import classification
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def train(channels: tuple[int, ...], blocks: int, epochs: int) -> Subject:
     model = cnn.Config(channels=channels, blocks=blocks)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        task = classification.Config().build(splits.spec, model)
+        task = classification.Config().build(splits.spec, Modules(model))
         roles = task.roles()
         optimizer = torch.optim.AdamW(roles["model"].parameters(), lr=2e-3)
         for epoch in range(epochs):
@@ -62,7 +63,7 @@ def train(channels: tuple[int, ...], blocks: int, epochs: int) -> Subject:
     return Subject(
         name="digits",
         task=task,
-        exports=model.exports(roles, splits.spec),
+        export=model.export(task.served(roles), task.inputs),
         splits=splits,
         recipe={"name": "digits", "seed": 0, "model": model.to_recipe()},
         source="runs/digits",
@@ -148,14 +149,14 @@ def test_the_loaded_artifact_answers_as_recorded(made: pipeline.Result, large: S
     everything = np.arange(len(test))
     loaded = artifact.load(made.path, runtime)
     assert loaded.variant == "int8"
-    outputs = loaded.outputs(inputs_of(test, ["image"], everything))
+    outputs = loaded.outputs(batch_of(test, everything)["image"])
     accuracy = float((outputs.argmax(axis=1) == test.targets).mean())
     assert accuracy == pytest.approx(row(made.manifest, runtime, "int8")["value"])
     answers = loaded.predict(test.raw(everything))
     assert [answer["label"] for answer in answers] == [str(k) for k in outputs.argmax(axis=1)]
     exact = artifact.load(made.path, runtime, variant="fp32", precision="f32")
-    reference = torch_outputs(large.task, test)
-    difference = np.abs(exact.outputs(inputs_of(test, ["image"], everything)) - reference).max()
+    reference = torch_rows(large.task, test)
+    difference = np.abs(exact.outputs(batch_of(test, everything)["image"]) - reference).max()
     assert difference <= 1e-5 * np.abs(reference).max()
 
 

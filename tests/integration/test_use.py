@@ -19,6 +19,7 @@ from PIL import Image
 import fmdist as package
 from fmdist import storage
 from fmdist.data import digits
+from fmdist.tasks import decoding
 from fmdist.training import scoring
 from tests.integration.command_line import Life, fmdist, stamps, succeed
 
@@ -259,5 +260,7 @@ def test_the_worst_examples_of_labels_are_ranked_by_probability() -> None:
     # The sure and right first row is far from its targets in logits, the second is wrong.
     outputs = np.array([[20.0, -20.0], [-1.0, 1.0], [2.0, -2.0]], np.float32)
     targets = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
-    assert scoring._example_rows(outputs, targets, "labels").tolist() == [1, 2, 0]
-    assert scoring._example_rows(outputs, targets, "value").tolist() == [0, 1, 2]
+    for rule, expected in (({"rule": "labels"}, [1, 2, 0]), ({"rule": "value"}, [0, 1, 2])):
+        error_N = decoding.errors(rule, outputs, targets)
+        assert error_N is not None
+        assert scoring._example_rows(error_N).tolist() == expected

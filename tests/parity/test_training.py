@@ -25,6 +25,7 @@ from fmdist.data.raw import ArrayValues, RawData
 from fmdist.data.splits import DataSplits
 from fmdist.models import mlp, resnet
 from fmdist.models.base import ModelConfig
+from fmdist.stages.modules import Modules
 from fmdist.tasks import classification
 from fmdist.tasks.classification import Classification
 from fmdist.training.checkpoint import weights_digest
@@ -67,7 +68,7 @@ def random_images() -> DataSplits:
 def build(model: ModelConfig, data: DataSplits) -> Classification:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return classification.Config().build(data.spec, model)
+        return classification.Config().build(data.spec, Modules(model))
 
 
 def plain_loop(start: nn.Module, data: DataSplits, train: Mapping[str, Any], schedule: str) -> nn.Module:

@@ -26,13 +26,15 @@ class Workbench:
     folder: Path
     """An empty folder for drafts; it is removed afterwards."""
     calibration: Mapping[str, NDArray[Any]]
-    """Preprocessed training samples by input name, batch first."""
+    """The model's inputs for training samples, by name, batch first."""
     validation: Mapping[str, NDArray[Any]]
-    """The validation split's preprocessed inputs by name, batch first (mapped files)."""
+    """The validation split as the rule takes it, by name, batch first (mapped files)."""
+    rule: Mapping[str, Any]
+    """By which a model's rows come from running it; see `fmdist.tasks.decoding`."""
     reference: NDArray[np.float32]
-    """The original's outputs (N, K) on the validation split."""
+    """The original's rows (N, S) on the validation split."""
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float]
-    """The primary metric of outputs (n, K) for the validation samples at n positions."""
+    """The primary metric of rows (n, S) for the validation samples at n positions."""
     mode: Literal["max", "min"]
     """Whether more of the metric is better."""
     max_drop: float

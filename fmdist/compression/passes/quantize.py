@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product, starmap
 from pathlib import Path
@@ -28,6 +28,7 @@ from fmdist.compression.passes.base import Outcome, PassConfig, Workbench
 from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
 from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
+from fmdist.tasks import decoding
 
 REQUIRES = ("compress",)
 
@@ -165,14 +166,21 @@ def _quantize_with_control(bench: Workbench, file: Path, setting: _Setting) -> N
     sign = 1.0 if bench.mode == "max" else -1.0
     chunks = np.array_split(np.arange(len(bench.reference)), max(1, len(bench.reference) // 32))
 
-    def inputs(rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def samples(rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         return {name: np.array(value[rows]) for name, value in bench.validation.items()}
 
     def validate(model: Any, items: Iterable[NDArray[np.int64]]) -> tuple[float, None]:
         """Return the metric, more is better, of some chunks of the validation split."""
+
+        def run(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+            return np.array(model(dict(inputs))[0], np.float32)
+
         seen = list(items)
-        outputs = np.concatenate([np.array(model(inputs(rows))[0], np.float32) for rows in seen])
-        return sign * bench.score(outputs, np.concatenate(seen)), None
+        found = [decoding.rows(bench.rule, run, samples(rows)) for rows in seen]
+        return sign * bench.score(np.concatenate(found), np.concatenate(seen)), None
+
+    def inputs(rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        return decoding.feed(bench.rule, samples(rows))
 
     model = openvino.Core().read_model(str(bench.models["openvino"]))
     with _quiet_nncf():

@@ -1,6 +1,6 @@
 """Candidates of a pass: each is written, scored in the runtime that will run it, and the best one is kept.
 
-Shapes: N samples, K outputs.
+Shapes: N samples, S numbers that a sample's score takes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from fmdist.compression.passes.base import BUDGET_SLACK, Workbench
 from fmdist.deployment.runtime import PRECISIONS, open_model
 from fmdist.errors import CompressionError
-
-BATCH = 256
+from fmdist.tasks import decoding
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Trial:
     drop: float
     """Of the worst precision, against the original."""
     error: float
-    """Relative RMS difference of the outputs from the original's, at float32."""
+    """Relative RMS difference of the rows from the original's, at float32."""
     seconds: float
     reasons: dict[str, str] = field(default_factory=dict)
     """Layer -> why the setting leaves it in float."""
@@ -75,17 +74,9 @@ def attempt(bench: Workbench, runtime: str, setting: str, write: Callable[[Path]
 
 
 def run(bench: Workbench, file: Path, runtime: str, precision: str) -> NDArray[np.float32]:
-    """Return a model's outputs (N, K) on the validation split."""
+    """Return a model's rows (N, S) on the validation split."""
     session = open_model(file, runtime, precision)
-    parts = []
-    for start in range(0, len(bench.reference), BATCH):
-        # A copy, since runtimes want aligned, writable memory and a mapped file isn't.
-        parts.append(
-            session.run(
-                {name: np.array(value[start : start + BATCH]) for name, value in bench.validation.items()}
-            )
-        )
-    return np.concatenate(parts)
+    return decoding.rows(bench.rule, session.run, bench.validation)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

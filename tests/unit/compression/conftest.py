@@ -17,13 +17,14 @@ def subject() -> Subject:
     """A digits CNN of 5,000 parameters after two epochs of a plain torch loop."""
     from fmdist.data import digits
     from fmdist.models import cnn
+    from fmdist.stages.modules import Modules
     from fmdist.tasks import classification
 
     splits = digits.Config().build(seed=0)
     model = cnn.Config(channels=(8, 16), blocks=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        task = classification.Config().build(splits.spec, model)
+        task = classification.Config().build(splits.spec, Modules(model))
         roles = task.roles()
         optimizer = torch.optim.AdamW(roles["model"].parameters(), lr=0.01)
         for rows in np.array_split(np.random.default_rng(0).permutation(len(splits.train)), 40):
@@ -36,7 +37,7 @@ def subject() -> Subject:
     return Subject(
         name="tiny",
         task=task,
-        exports=model.exports(roles, splits.spec),
+        export=model.export(task.served(roles), task.inputs),
         splits=splits,
         recipe={"name": "tiny", "seed": 0, "model": model.to_recipe()},
         source="runs/tiny",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,14 @@ import pytest
 
 from fmdist.compression.subject import (
     Subject,
+    batch_of,
     calibration_rows,
     drop,
-    inputs_of,
     score,
-    torch_outputs,
-    write_inputs,
+    torch_rows,
+    write_batch,
 )
-from fmdist.errors import CapabilityError, CompressionError
+from fmdist.errors import CompressionError
 
 
 def test_calibration_takes_evenly_from_every_class_and_is_seeded() -> None:
@@ -43,13 +42,13 @@ def test_drop_is_positive_when_worse(subject: Subject, monkeypatch: pytest.Monke
 
 def test_outputs_are_scored_by_the_task(subject: Subject) -> None:
     test = subject.splits.test
-    outputs = torch_outputs(subject.task, test)
+    outputs = torch_rows(subject.task, test)
     accuracy = float((outputs.argmax(axis=1) == test.targets).mean())
     assert score(subject.task, outputs, test.targets)["accuracy"] == pytest.approx(accuracy)
 
 
 def test_outputs_that_are_not_finite_are_refused(subject: Subject) -> None:
-    outputs = torch_outputs(subject.task, subject.splits.test)
+    outputs = torch_rows(subject.task, subject.splits.test)
     outputs[3, 4] = np.nan
     with pytest.raises(CompressionError, match="not finite"):
         score(subject.task, outputs, subject.splits.test.targets)
@@ -57,15 +56,8 @@ def test_outputs_that_are_not_finite_are_refused(subject: Subject) -> None:
 
 def test_inputs_on_disk_are_those_of_the_split(subject: Subject, tmp_path: Path) -> None:
     split = subject.splits.test
-    files = write_inputs(split, ["image"], tmp_path, "test")
-    expected = inputs_of(split, ["image"], np.arange(len(split)))["image"]
-    np.testing.assert_array_equal(np.load(files["image"]), expected)
-
-
-def test_other_exports_than_one_model_are_refused(subject: Subject) -> None:
-    several = replace(subject, exports={"encoder": subject.export, "decoder": subject.export})
-    with pytest.raises(CapabilityError, match="one export"):
-        _ = several.export
-    foreign = replace(subject, exports={"model": replace(subject.export, input_names=("pixels",))})
-    with pytest.raises(CapabilityError, match="pixels"):
-        _ = foreign.export
+    files = write_batch(subject.splits, split, tmp_path, "test")
+    expected = batch_of(split, np.arange(len(split)))
+    assert set(files) == {"image", "target", "index"}
+    for name, file in files.items():
+        np.testing.assert_array_equal(np.load(file), expected[name])

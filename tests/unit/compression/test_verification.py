@@ -71,7 +71,7 @@ class Shifted(nn.Module):
 
 def test_an_unfaithful_export_fails(subject: Subject, tmp_path: Path) -> None:
     models = exported(subject, tmp_path)
-    off = replace(subject, exports={"model": replace(subject.export, module=Shifted(subject.export.module))})
+    off = replace(subject, export=replace(subject.export, module=Shifted(subject.export.module)))
     with pytest.raises(CompressionError, match="FP32 outputs differ from torch's at batch size 2"):
         verification.verify(off, models, scratch(tmp_path))
 
@@ -80,10 +80,10 @@ def test_an_unfaithful_export_fails(subject: Subject, tmp_path: Path) -> None:
 def test_parity_fails_beyond_the_tolerance(value: float) -> None:
     reference = np.array([[1.0, -0.5]], np.float32)
     inside = reference + np.float32(5e-6)
-    assert verification._parity_row("openvino", 1, inside, reference)["relative"] <= 1e-5
+    assert verification._difference("openvino", "batch size 1", inside, reference)["relative"] <= 1e-5
     outside = np.array([[value, -0.5]], np.float32)
     with pytest.raises(CompressionError, match="differ from torch's"):
-        verification._parity_row("openvino", 1, outside, reference)
+        verification._difference("openvino", "batch size 1", outside, reference)
 
 
 @pytest.mark.parametrize("module", ["torch", "fmdist.models.cnn", "fmdist.training.loop"])
@@ -162,7 +162,7 @@ def test_a_model_that_no_other_process_can_import_is_refused(subject: Subject, t
     class Local(nn.Module):
         pass
 
-    with pytest.raises(CompressionError, match="can't be measured in a process of its own"):
+    with pytest.raises(CompressionError, match="can't be given to a process of its own"):
         benchmark.measure(replace(subject.export, module=Local()), [], BenchmarkConfig(), tmp_path)
 
 

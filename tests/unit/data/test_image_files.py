@@ -69,7 +69,7 @@ def test_another_size_is_resized_if_set(resize: Literal["crop", "stretch"], tmp_
 def test_another_size_is_refused_otherwise(tmp_path: Path) -> None:
     Image.fromarray(noise(5, 6)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: .*wrong shape, got '5 x 6'; allowed: 4 x 6"):
-        read_inputs([tmp_path / "a.png"], GREY)
+        read_inputs([tmp_path / "a.png"], [], GREY)
 
 
 def test_deeper_pixels_are_refused_rather_than_clipped(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_deeper_pixels_are_refused_rather_than_clipped(tmp_path: Path) -> None:
 def test_unreadable_images_are_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.png: not a readable image"):
-        read_inputs([tmp_path / "a.png"], GREY)
+        read_inputs([tmp_path / "a.png"], [], GREY)
 
 
 def test_a_truncated_image_is_unreadable(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_inputs_are_named_by_their_path(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(noise(4, 6, seed=ord(name))).save(tmp_path / f"{name}.png")
     paths = [tmp_path / "b.png", tmp_path / "a.png"]
-    names, raw = read_inputs(paths, GREY)
+    names, raw = read_inputs(paths, [], GREY)
     assert names == [str(path) for path in paths]
     assert np.array_equal(raw[0, 0], noise(4, 6, seed=ord("b")))
 
@@ -105,12 +105,12 @@ def test_inputs_are_named_by_their_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "problem"), [("none.png", "no such file"), (".", "a directory")])
 def test_inputs_that_are_no_files_are_refused(name: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=problem):
-        read_inputs([tmp_path / name], GREY)
+        read_inputs([tmp_path / name], [], GREY)
 
 
 def test_no_inputs_are_refused() -> None:
     with pytest.raises(DataError, match="no input files"):
-        read_inputs([], GREY)
+        read_inputs([], [], GREY)
 
 
 def test_caching_changes_nothing_but_memory(tmp_path: Path) -> None:

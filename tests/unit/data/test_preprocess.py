@@ -24,21 +24,21 @@ def test_images_are_scaled_and_standardized_per_channel() -> None:
     assert np.allclose(fitted.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
     assert np.allclose(fitted.std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
     expected = (pixels - np.reshape(fitted.mean, (3, 1, 1))) / np.reshape(fitted.std, (3, 1, 1))
-    result = fitted(images)
+    result = fitted(images)["image"]
     assert result.dtype == np.float32
     assert np.abs(result - expected).max() < 1e-6
-    assert fitted.input == InputSpec("image", (3, 4, 5))
+    assert fitted.inputs == (InputSpec("image", (3, 4, 5)),)
 
 
 def test_a_constant_channel_becomes_zero() -> None:
     images = np.full((3, 1, 2, 2), 7, np.uint8)
-    result = ImagePreprocess((1, 2, 2), "L").fit([images], normalize=True)(images)
+    result = ImagePreprocess((1, 2, 2), "L").fit([images], normalize=True)(images)["image"]
     assert np.abs(result).max() < 1e-6
 
 
 def test_images_without_normalization_are_between_0_and_1() -> None:
     images = np.array([0, 51, 255, 102], np.uint8).reshape(1, 1, 2, 2)
-    result = ImagePreprocess((1, 2, 2), "L").fit([images], normalize=False)(images)
+    result = ImagePreprocess((1, 2, 2), "L").fit([images], normalize=False)(images)["image"]
     assert np.allclose(result.ravel(), [0, 0.2, 1, 0.4])
 
 
@@ -52,8 +52,8 @@ def test_images_of_another_shape_or_type_are_refused(wrong: np.ndarray[Any, Any]
 def test_tables_are_standardized_and_one_hot() -> None:
     rows = people((10, "Kiel"), (20, "Bonn"), (30, ""), (40, "Kiel"))
     fitted = COLUMNS.fit([rows[:3], rows[3:]], normalize=True)
-    assert fitted.input == InputSpec("features", (4,))
-    features = fitted(rows)
+    assert fitted.inputs == (InputSpec("features", (4,)),)
+    features = fitted(rows)["features"]
     assert features.dtype == np.float32
     assert np.allclose(features[:, 0], (np.array([10, 20, 30, 40]) - 25) / np.sqrt(125))
     assert features[:, 1:].tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
@@ -61,7 +61,7 @@ def test_tables_are_standardized_and_one_hot() -> None:
 
 def test_a_category_that_training_did_not_see_is_all_zeros() -> None:
     fitted = COLUMNS.fit([people((1, "Kiel"), (2, "Bonn"))], normalize=False)
-    assert fitted(people((3, "Rome"))).tolist() == [[3, 0, 0]]
+    assert fitted(people((3, "Rome")))["features"].tolist() == [[3, 0, 0]]
 
 
 def test_rows_of_other_columns_are_refused() -> None:

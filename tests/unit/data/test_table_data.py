@@ -184,7 +184,7 @@ def test_a_byte_order_mark_and_another_delimiter(tmp_path: Path) -> None:
     text = "\n".join(["a;b;y", *(row.replace(",", ";") for row in rows())])
     path.write_text(text, encoding="utf-8-sig")
     data = config(path, delimiter=";").build(0)
-    names, raw = read_inputs([path], data.preprocess)
+    names, raw = read_inputs([path], [], data.preprocess)
     assert len(names) == len(raw) == 20
 
 
@@ -197,17 +197,17 @@ def fitted(tmp_path: Path) -> TablePreprocess:
 
 def test_inputs_are_rows_by_name_in_any_column_order(fitted: TablePreprocess, tmp_path: Path) -> None:
     path = write(tmp_path / "new.csv", "y,b,a", ["?,red,1", "?,blue,2"])
-    names, raw = read_inputs([path, path], fitted)
+    names, raw = read_inputs([path, path], [], fitted)
     assert names == [f"{path}:1", f"{path}:2"] * 2
     assert [row.tolist() for row in raw[:2]] == [(1.0, "red"), (2.0, "blue")]
-    assert fitted(raw).shape == (4, 3)
+    assert fitted(raw)["features"].shape == (4, 3)
 
 
 def test_an_unseen_category_is_said(
     fitted: TablePreprocess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, raw = read_inputs([write(tmp_path / "new.csv", "a,b", ["1,green"])], fitted)
-    assert fitted(raw)[0, 1:].tolist() == [0, 0]
+    _, raw = read_inputs([write(tmp_path / "new.csv", "a,b", ["1,green"])], [], fitted)
+    assert fitted(raw)["features"][0, 1:].tolist() == [0, 0]
     assert "'green'" in caplog.text
 
 
@@ -227,4 +227,4 @@ def test_inputs_that_do_not_fit_name_file_and_row(
 ) -> None:
     path = write(tmp_path / "new.csv", header, [row])
     with pytest.raises(DataError, match=problem):
-        read_inputs([path], fitted)
+        read_inputs([path], [], fitted)

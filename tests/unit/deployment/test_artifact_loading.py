@@ -46,14 +46,14 @@ def folder(tmp_path: Path) -> Path:
     storage.seal(
         tmp_path,
         {
-            "format": 1,
+            "format": 2,
             "kind": "artifact",
             "signature": {
                 "inputs": [{"name": "image", "shape": [None, 1, 2, 2], "dtype": "float32"}],
                 "outputs": [{"name": "output", "shape": [None, 2], "dtype": "float32"}],
             },
             "preprocessing": PREPROCESS.to_json(),
-            "decoding": {"rule": "class", "names": ["dark", "light"]},
+            "decoding": {"rule": "class", "inputs": ["image"], "names": ["dark", "light"]},
             "models": {"openvino": described, "onnxruntime": described},
         },
     )
@@ -73,7 +73,7 @@ def test_predict_preprocesses_runs_and_decodes(folder: Path, runtime: str, preci
 def test_outputs_come_in_order_whatever_the_batch(folder: Path) -> None:
     inputs = np.random.default_rng(0).normal(size=(7, 1, 2, 2)).astype(np.float32)
     loaded = artifact.load(folder, "onnxruntime")
-    outputs = loaded.outputs(inputs, batch_size=3)
+    outputs = loaded.outputs(inputs)
     assert outputs.dtype == np.float32
     np.testing.assert_allclose(outputs, inputs.reshape(7, 4)[:, [0, 3]], rtol=1e-6)
     np.testing.assert_array_equal(loaded.outputs({"image": inputs}), outputs)
@@ -118,8 +118,8 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no finished artifact"):
         artifact.load(tmp_path / "nowhere")
     manifest = storage.read_json(folder / "manifest.json")
-    storage.write_json(folder / "manifest.json", {**manifest, "format": 2})
-    with pytest.raises(CheckpointError, match=r"format.*got 2; allowed: 1"):
+    storage.write_json(folder / "manifest.json", {**manifest, "format": 1})
+    with pytest.raises(CheckpointError, match=r"format.*got 1; allowed: 2"):
         artifact.load(folder)
     storage.write_json(folder / "manifest.json", {**manifest, "kind": "checkpoint"})
     with pytest.raises(CheckpointError, match="isn't an artifact's"):

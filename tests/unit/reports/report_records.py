@@ -14,7 +14,7 @@ def write_run(folder: Path, history: bool = True) -> Path:
     """Write what every run records."""
     folder.mkdir()
     run = {
-        "format": 1,
+        "format": 2,
         "name": "digits",
         "status": "finished",
         "created": "2026-01-02T03:04:05Z",
@@ -69,6 +69,7 @@ def class_record(names: list[str], size: int, baseline: float = 0.25) -> dict[st
         "interval": [0.6, 0.85],
         "baseline": {"accuracy": baseline},
         "target": {"kind": "class", "names": names},
+        "rule": "class",
     }
 
 
@@ -121,7 +122,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     }
     stages = [{"name": "01-export", "seconds": 3.1}, {"name": "02-quantize", "seconds": 8.4}]
     return {
-        "format": 1,
+        "format": 2,
         "kind": "artifact",
         "name": "digits-int8",
         "created": "2026-01-02T03:10:05Z",

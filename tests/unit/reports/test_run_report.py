@@ -176,6 +176,7 @@ def test_regression_shows_residuals(tmp_path: Path) -> None:
         "interval": [0.4, 0.6],
         "baseline": {"rmse": 2.9},
         "target": {"kind": "value", "names": ["price", "rent"]},
+        "rule": "value",
     }
     write_evaluation(run, record, target + np.float32(0.5), target)
     html = reports.write(run).read_text(encoding="utf-8")
@@ -193,7 +194,7 @@ def test_regression_shows_residuals(tmp_path: Path) -> None:
 def test_exact_predictions_and_one_that_is_not_finite(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     target = np.arange(6, dtype=np.float32)
-    record = class_record([], 6) | {"target": {"kind": "value", "names": ["y"]}}
+    record = class_record([], 6) | {"rule": "value", "target": {"kind": "value", "names": ["y"]}}
     outputs = np.append(target[:-1], np.float32("nan"))[:, None]
     write_evaluation(run, record, outputs, target)
     html = reports.write(run).read_text(encoding="utf-8")
@@ -203,7 +204,7 @@ def test_exact_predictions_and_one_that_is_not_finite(tmp_path: Path) -> None:
 
 def test_labels_are_scored_one_by_one(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    record = class_record([], 4) | {"target": {"kind": "labels", "names": ["sea", "sky"]}}
+    record = class_record([], 4) | {"rule": "labels", "target": {"kind": "labels", "names": ["sea", "sky"]}}
     outputs = np.array([[9, -9], [9, 9], [-9, 3], [-9, -9]], dtype=np.float32)
     target = np.array([[1, 0], [1, 1], [0, 0], [1, 0]], dtype=np.float32)
     write_evaluation(run, record, outputs, target, IMAGES)
@@ -218,7 +219,7 @@ def test_labels_are_scored_one_by_one(tmp_path: Path) -> None:
 
 def test_labels_are_given_from_the_threshold_of_the_task(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    record = class_record([], 2) | {"target": {"kind": "labels", "names": ["sea"]}}
+    record = class_record([], 2) | {"rule": "labels", "target": {"kind": "labels", "names": ["sea"]}}
     write_evaluation(
         run, record, np.array([[1], [3]], dtype=np.float32), np.array([[0], [1]], dtype=np.float32)
     )
@@ -290,7 +291,7 @@ def test_another_folder_is_refused(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "checkpoint"
     if exists:
         folder.mkdir()
-        (folder / "manifest.json").write_text('{"format": 1, "files": {}}')
+        (folder / "manifest.json").write_text('{"format": 2, "files": {}}')
     with pytest.raises(UsageError, match=r"run\.json") as raised:
         reports.write(folder)
     assert ("neither a run nor an artifact" in str(raised.value)) == exists

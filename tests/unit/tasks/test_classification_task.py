@@ -11,8 +11,10 @@ from torch.nn import functional
 from fmdist.contracts import Batch, DataSpec, InputSpec, TargetSpec
 from fmdist.errors import CapabilityError
 from fmdist.models import cnn, mlp
+from fmdist.stages.modules import Modules
 from fmdist.tasks.classification import Classification, Config
 from fmdist.training.evaluation import score
+from tests.parts import Targets
 
 IMAGES = (InputSpec("image", (1, 8, 8)),)
 CLASSES = DataSpec(IMAGES, TargetSpec("class", ("a", "b", "c")), 60, (30, 20, 10))
@@ -20,7 +22,7 @@ LABELS = DataSpec(IMAGES, TargetSpec("labels", ("x", "y")), 60, (15, 40))
 
 
 def build(spec: DataSpec = CLASSES, /, **fields: Any) -> Classification:
-    return Config.model_validate(fields).build(spec, mlp.Config(hidden=(4,)))
+    return Config.model_validate(fields).build(spec, Modules(mlp.Config(hidden=(4,))))
 
 
 def batch_of(size: int = 12) -> Batch:
@@ -85,7 +87,7 @@ def test_balanced_sampling_draws_every_class_as_often() -> None:
 def test_the_baseline_is_the_most_frequent_class() -> None:
     train, test = np.array([0] * 5 + [1] * 3 + [2] * 2), np.array([0] * 7 + [1] * 3)
     task = build()
-    metrics = score(task, task.baseline(train, 10), test)
+    metrics = score(task, task.baseline(Targets(train), Targets(test)), test)
     assert metrics["accuracy"] == pytest.approx(0.7)
     frequency = {0: 0.5, 1: 0.3}
     assert metrics["loss"] == pytest.approx(-np.mean([np.log(frequency[label]) for label in test]), rel=1e-4)
@@ -94,8 +96,12 @@ def test_the_baseline_is_the_most_frequent_class() -> None:
 def test_the_baseline_of_labels_gives_the_frequent_ones() -> None:
     train = np.array([[0, 1], [0, 1], [1, 1], [0, 0]], np.float32)
     task = build(LABELS)
-    assert (1 / (1 + np.exp(-task.baseline(train, 1)))).tolist() == [pytest.approx([0.25, 0.75])]
-    assert score(task, task.baseline(train, 4), train)["exact_match"] == pytest.approx(0.5)
+    assert (1 / (1 + np.exp(-task.baseline(Targets(train), Targets(train[:1]))))).tolist() == [
+        pytest.approx([0.25, 0.75])
+    ]
+    assert score(task, task.baseline(Targets(train), Targets(train)), train)["exact_match"] == pytest.approx(
+        0.5
+    )
 
 
 def test_the_threshold_decides_what_is_a_label() -> None:
@@ -198,5 +204,5 @@ def test_the_primary_metric_can_be_chosen() -> None:
 
 
 def test_a_cnn_learns_labels() -> None:
-    task = Config().build(LABELS, cnn.Config(channels=(4,), blocks=1))
+    task = Config().build(LABELS, Modules(cnn.Config(channels=(4,), blocks=1)))
     assert task.outputs(task.roles(), batch_of()).shape == (12, 2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmdist.tasks.decoding import decode, sigmoid, softmax
+from fmdist.tasks.decoding.direct import decode, sigmoid, softmax
 
 
 def test_a_class_is_the_largest_softmax() -> None:

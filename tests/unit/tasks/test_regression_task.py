@@ -10,8 +10,10 @@ from torch.nn import functional
 from fmdist.contracts import Batch, DataSpec, InputSpec, TargetSpec
 from fmdist.errors import CapabilityError
 from fmdist.models import mlp
+from fmdist.stages.modules import Modules
 from fmdist.tasks.regression import Config, Regression, Rescaled
 from fmdist.training.evaluation import score
+from tests.parts import Targets
 
 SPEC = DataSpec(
     (InputSpec("row", (3,)),), TargetSpec("value", ("u", "v")), 40, (), ((10.0, 2.0), (-300.0, 50.0))
@@ -20,7 +22,7 @@ STD = torch.tensor([2.0, 50.0])
 
 
 def build(spec: DataSpec = SPEC, **fields: Any) -> Regression:
-    return Config.model_validate(fields).build(spec, mlp.Config(hidden=(4,)))
+    return Config.model_validate(fields).build(spec, Modules(mlp.Config(hidden=(4,))))
 
 
 def batch_of(size: int = 10) -> Batch:
@@ -76,9 +78,11 @@ def test_r2_of_large_targets_is_exact() -> None:
 def test_the_baseline_is_the_mean() -> None:
     train = np.array([[1, 10], [3, 30]], np.float32)
     task = build()
-    outputs = task.baseline(train, 4)
+    outputs = task.baseline(Targets(train), Targets(np.zeros((4, 2))))
     assert outputs.tolist() == [[2, 20]] * 4
-    assert score(task, task.baseline(train, 2), train)["r2"] == pytest.approx(0, abs=1e-6)
+    assert score(task, task.baseline(Targets(train), Targets(train)), train)["r2"] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_target_that_never_changes_is_not_divided_by_zero() -> None:

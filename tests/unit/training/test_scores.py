@@ -15,9 +15,10 @@ from fmdist import stages
 from fmdist.data import digits
 from fmdist.data.splits import DataSplits
 from fmdist.models import mlp
+from fmdist.stages.modules import Modules
 from fmdist.tasks import classification
 from fmdist.tasks.classification import Classification
-from fmdist.training.evaluation import confidence_interval, evaluate, run_model, score
+from fmdist.training.evaluation import confidence_interval, evaluate, runner, score
 from fmdist.training.scoring import EXAMPLES, gather, score_split, write_scores
 from fmdist.training.signals import StopRequest
 
@@ -33,7 +34,7 @@ def data() -> DataSplits:
 def task(data: DataSplits) -> Classification:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return classification.Config().build(data.spec, mlp.Config(norm="batch", dropout=0.5))
+        return classification.Config().build(data.spec, Modules(mlp.Config(norm="batch", dropout=0.5)))
 
 
 def guesses(right: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -75,11 +76,12 @@ def test_a_signal_ends_an_evaluation(data: DataSplits, task: Classification) -> 
 
 def test_rows_alone_give_the_splits_outputs(data: DataSplits, task: Classification) -> None:
     task.roles()["model"].eval()
-    _, outputs = score_split(task, data.test, "test", data.train.targets, 64, seed=0)
+    _, outputs = score_split(task, data.test, "test", data.train, 64, seed=0)
     raw = data.test.raw(np.arange(len(data.test)))
-    again = run_model(task, "image", data.preprocess(raw))
+    run = runner(task, task.roles(), CPU)
+    again = run(data.preprocess(raw))
     assert np.abs(again - outputs).max() < 1e-5
-    gathered = gather(data.test, lambda inputs: run_model(task, "image", inputs["image"]))
+    gathered = gather(data.test, task.decoding(), run)
     assert np.abs(gathered - outputs).max() < 1e-5
 
 
@@ -94,7 +96,7 @@ def test_the_interval_is_that_of_a_binomial(task: Classification) -> None:
 
 
 def test_other_metrics_are_resampled(data: DataSplits) -> None:
-    task = classification.Config(primary="f1_macro").build(data.spec, mlp.Config())
+    task = classification.Config(primary="f1_macro").build(data.spec, Modules(mlp.Config()))
     outputs, target = guesses(right=850, size=1000)
     low, high = confidence_interval(task, outputs, target, seed=1)
     assert 0.8 < low < score(task, outputs, target)["f1_macro"] < high < 0.9
@@ -121,12 +123,12 @@ def test_all_right_is_not_certain(task: Classification) -> None:
 
 
 def test_scores_stand_beside_their_baseline(data: DataSplits, task: Classification, tmp_path: Path) -> None:
-    record, outputs = score_split(task, data.test, "test", data.train.targets, 64, seed=0)
+    record, outputs = score_split(task, data.test, "test", data.train, 64, seed=0)
     assert record["size"] == len(data.test)
     assert record["interval"][0] <= record["metrics"]["accuracy"] <= record["interval"][1]
     common = np.bincount(data.train.targets).argmax()
     assert record["baseline"]["accuracy"] == pytest.approx((data.test.targets == common).mean())
-    write_scores(tmp_path / "evaluation", record, outputs, data.test)
+    write_scores(tmp_path / "evaluation", record, task.decoding(), outputs, data.test)
     assert json.loads((tmp_path / "evaluation" / "test.json").read_text()) == json.loads(json.dumps(record))
     with np.load(tmp_path / "evaluation" / "test.npz") as saved:
         assert np.array_equal(saved["outputs"], outputs)

@@ -1,8 +1,10 @@
-"""Outputs to answers, by a rule that travels with every artifact.
+"""Classes, labels and values: the model's outputs (B, K) are the rows.
 
-NumPy only: deployment needs no torch.
+``{"rule": "class", "inputs": [...], "names": [...]}`` for logits of exclusive classes (softmax);
+``{"rule": "labels", ..., "threshold": 0.5}`` for independent labels (sigmoid); ``{"rule": "value", ...}`` for
+numbers.
 
-Shapes: B batch, K outputs.
+Shapes: B batch, K outputs, N samples.
 """
 
 from __future__ import annotations
@@ -13,15 +15,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmdist.tasks.decoding.run import Arrays, Run, take
+
+OPTIONS: tuple[str, ...] = ()
+"""What `answer` can be told."""
+
+
+def feed(rule: Mapping[str, Any], batch: Arrays) -> dict[str, NDArray[Any]]:
+    """Return the inputs of one call: the data's."""
+    return take(batch, rule["inputs"])
+
+
+def rows(rule: Mapping[str, Any], run: Run, batch: Arrays) -> NDArray[np.float32]:
+    """Return the outputs, (N, K)."""
+    return run(feed(rule, batch))
+
+
+def answer(
+    rule: Mapping[str, Any], run: Run, batch: Arrays, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return `decode` of the outputs."""
+    return decode(rule, rows(rule, run, batch))
+
 
 def decode(rule: Mapping[str, Any], outputs_BK: NDArray[np.floating[Any]]) -> list[dict[str, Any]]:
     """Return one answer per row of ``outputs_BK`` (B, K).
-
-    Args:
-        rule: ``{"rule": "class", "names": [...]}`` for logits of exclusive classes (softmax);
-            ``{"rule": "labels", "names": [...], "threshold": 0.5}`` for independent labels (sigmoid);
-            ``{"rule": "value", "names": [...]}`` for numbers.
-        outputs_BK: what the model returned.
 
     >>> decode({"rule": "value", "names": ["price"]}, np.array([[2.5]]))
     [{'values': {'price': 2.5}}]
@@ -45,6 +63,16 @@ def decode(rule: Mapping[str, Any], outputs_BK: NDArray[np.floating[Any]]) -> li
         }
         for row in softmax(outputs_BK)
     ]
+
+
+def errors(
+    rule: Mapping[str, Any], outputs_NK: NDArray[np.floating[Any]], target: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Return how wrong each sample is, (N,): 1 - p of its class, or the mean absolute error."""
+    if rule["rule"] == "class":
+        return np.asarray(1 - softmax(outputs_NK)[np.arange(len(target)), target])
+    answers = sigmoid(outputs_NK) if rule["rule"] == "labels" else outputs_NK
+    return np.asarray(np.abs(answers - target).mean(axis=1), np.float64)
 
 
 def softmax(logits_BK: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -1,0 +1,75 @@
+"""Where a task and its modules come from: a recipe, and finished runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fmdist.contracts import DataSpec, Task
+    from fmdist.models.base import ModelConfig
+    from fmdist.stages.recipe import Recipe
+    from fmdist.training.transfer import Transfer
+
+
+@dataclass(frozen=True)
+class Modules:
+    """A `fmdist.contracts.ModelBuilder`."""
+
+    config: ModelConfig | None
+    """None where no new model is called: an artifact is scored without any model's code."""
+
+    def build(self, spec: DataSpec, outputs: int) -> nn.Module:
+        """Return a new module of the recipe's model kind."""
+        from torch import nn
+
+        return nn.Identity() if self.config is None else self.config.build(spec, outputs)
+
+    def trained(self, run: Path) -> nn.Module:
+        """Return what a finished run serves, frozen and in evaluation mode.
+
+        Raises:
+            CheckpointError: if ``run`` isn't a run, or has no whole checkpoint that was evaluated.
+        """
+        task = open_task(run)
+        return task.served(task.roles()).eval().requires_grad_(False)
+
+
+def new_task(recipe: Recipe, spec: DataSpec) -> tuple[Task, Transfer | None]:
+    """Return a recipe's task in its initial state, and what is to be done about its weights."""
+    from fmdist.training.run import build_task
+    from fmdist.training.transfer import Transfer
+
+    build = partial(build_task, recipe.task, recipe.seed, model=Modules(recipe.model))
+    task = build(spec)
+    if recipe.transfer is None:
+        return task, None
+    return task, Transfer(recipe.transfer, task, build, recipe.seed)
+
+
+def checkpointed_task(recipe: Recipe, spec: DataSpec) -> Task:
+    """Return a recipe's task with the modules that its checkpoints fit, not initialized from elsewhere."""
+    task, transfer = new_task(recipe, spec)
+    if transfer is not None:
+        transfer.adapt()
+    return task
+
+
+def open_task(run: Path) -> Task:
+    """Return a run's task with the weights of its best checkpoint; its data isn't needed.
+
+    Raises:
+        CheckpointError: if ``run`` isn't a run, or has no whole checkpoint that was evaluated.
+    """
+    from fmdist.contracts import DataSpec
+    from fmdist.stages.recipe import load_recipe
+    from fmdist.training import run as runs
+
+    recipe = load_recipe(runs.recipe_path(run))
+    task = checkpointed_task(recipe, DataSpec.from_json(runs.read_signature(run)["spec"]))
+    runs.load_best(run, task)
+    return task

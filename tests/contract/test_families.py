@@ -1,0 +1,207 @@
+"""What every family promises, whatever its task: no test here knows one by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_model
+
+from fmdist import component
+from fmdist.compression.export import export_models
+from fmdist.deployment.runtime import open_model
+from fmdist.tasks import decoding
+from fmdist.training.checkpoint import load_weights
+from fmdist.training.evaluation import as_floats, evaluate, runner, score
+from tests.contract.families import Family, arrays, batch_of, find_family, pairs, trained
+
+TOLERANCE = 1e-5
+CPU = torch.device("cpu")
+PAIRS = pairs()
+
+_built: dict[str, object] = {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def family(request: pytest.FixtureRequest, folder: Path) -> Family:
+    task, model = request.param
+    found = find_family(task, model, folder, _built)  # type: ignore[arg-type]
+    if found is None:
+        pytest.skip("no data set has what both take")
+    return found
+
+
+def test_every_model_has_a_task_and_every_task_a_model() -> None:
+    assert {model for _, model in PAIRS} == set(component.kinds("models"))
+    assert {task for task, _ in PAIRS} == set(component.kinds("tasks"))
+
+
+def test_phases_train_roles(family: Family) -> None:
+    task = family.build()
+    roles, again = task.roles(), task.roles()
+    assert all(roles[role] is again[role] for role in roles)
+    assert {phase.role for phase in task.phases()} <= set(roles)
+    assert all(phase.every >= 1 for phase in task.phases())
+
+
+def test_the_loss_is_a_sum_over_the_count(family: Family) -> None:
+    task = family.build()
+    roles = task.roles()
+    for module in roles.values():
+        module.eval()  # dropout and batch statistics are no sums over samples
+    batch = batch_of(family.data.train)
+    halves = [batch_of(family.data.train, rows) for rows in (slice(0, 3), slice(3, 8))]
+    counts = [task.count(part) for part in (batch, *halves)]
+    assert counts[0] == pytest.approx(counts[1] + counts[2])
+    for phase in task.phases():
+        outs = [
+            phase.loss(roles, part, torch.Generator().manual_seed(seed))
+            for seed, part in ((1, batch), (2, batch), (1, halves[0]), (1, halves[1]))
+        ]
+        assert outs[0].loss_sum.requires_grad
+        assert outs[0].count == pytest.approx(counts[0])
+        if torch.equal(outs[0].loss_sum, outs[1].loss_sum):  # else the loss draws from the generator
+            torch.testing.assert_close(
+                outs[0].loss_sum, outs[2].loss_sum + outs[3].loss_sum, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_every_parameter_of_a_phase_gets_a_gradient(family: Family) -> None:
+    task = family.build()
+    roles = task.roles()
+    for phase in task.phases():
+        got: dict[str, float] = {}
+        for start in range(0, 32, 8):
+            roles[phase.role].zero_grad()
+            batch = batch_of(family.data.train, slice(start, start + 8))
+            out = phase.loss(roles, batch, torch.Generator().manual_seed(start))
+            torch.autograd.backward(out.loss_sum)
+            for name, parameter in roles[phase.role].named_parameters():
+                if parameter.requires_grad:
+                    assert parameter.grad is not None, name
+                    got[name] = max(got.get(name, 0.0), float(parameter.grad.abs().max()))
+        assert all(np.isfinite(list(got.values())))
+        assert not [name for name, largest in got.items() if largest == 0]
+
+
+def test_training_is_decided_by_the_seed(family: Family) -> None:
+    first, again, other = family.build(3), family.build(3), family.build(4)
+    losses = trained(first, family.data)
+    assert losses == trained(again, family.data)
+    assert losses != trained(other, family.data)
+
+
+def test_weights_survive_a_file(family: Family, tmp_path: Path) -> None:
+    task, other = family.build(0), family.build(9)
+    trained(task, family.data)
+    for role, module in task.roles().items():
+        save_model(module, str(tmp_path / f"{role}.safetensors"))
+        load_weights(other.roles()[role].eval(), tmp_path / f"{role}.safetensors")
+    batch, rule = arrays(batch_of(family.data.test)), task.decoding()
+    rows, again = (decoding.rows(rule, runner(t, t.roles(), CPU), batch) for t in (task, other))
+    np.testing.assert_array_equal(rows, again)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(family: Family) -> None:
+    task = family.build()
+    trained(task, family.data)
+    rule, run = task.decoding(), runner(task, task.roles(), CPU)
+    together = run(decoding.feed(rule, arrays(batch_of(family.data.test, slice(0, 4)))))
+    for row in range(4):
+        fed = decoding.feed(rule, arrays(batch_of(family.data.test, slice(row, row + 1))))
+        alone = run(fed)[0]
+        inside = tuple(slice(0, size) for size in alone.shape)
+        assert np.abs(together[row][inside] - alone).max() <= TOLERANCE * np.abs(together).max()
+
+
+def test_padding_changes_nothing(family: Family) -> None:
+    task = family.build()
+    free = [item.name for item in task.inputs if None in item.shape]
+    if not free:
+        pytest.skip("no free axis")
+    trained(task, family.data)
+    rule, run = task.decoding(), runner(task, task.roles(), CPU)
+    # Short rows, so that padded ones stay within what a model with positions can take.
+    fed = {
+        name: value[:, :6] if name in free else value
+        for name, value in decoding.feed(rule, arrays(batch_of(family.data.test))).items()
+    }
+    padded = {name: np.pad(value, ((0, 0), (0, 3))) if name in free else value for name, value in fed.items()}
+    plain, other = run(fed), run(padded)
+    inside = tuple(slice(0, size) for size in plain.shape)
+    assert np.abs(other[inside] - plain).max() <= TOLERANCE * np.abs(plain).max()
+
+
+def test_rows_are_scored_beside_the_baselines(family: Family) -> None:
+    task, part = family.build(), family.data.validation
+    trained(task, family.data)
+    found = evaluate(task, task.roles(), part, 7, CPU)
+    assert found is not None
+    metrics, rows = found
+    assert rows.dtype == np.float32
+    assert len(rows) == len(part)
+    assert np.isfinite(rows).all()
+    assert task.primary[0] in metrics
+    assert task.primary[1] in ("max", "min")
+    assert all(np.isfinite(list(metrics.values())))
+    assert score(task, rows, part.targets) == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    baseline = task.baseline(family.data.train.plain(), part)
+    assert baseline.dtype == np.float32
+    assert baseline.shape == rows.shape
+    assert set(score(task, baseline, part.targets)) == set(metrics)
+
+
+def test_metrics_of_two_ranks_merge(family: Family) -> None:
+    task, part = family.build(), family.data.validation
+    found = evaluate(task, task.roles(), part, 64, CPU)
+    assert found is not None
+    rows, targets = torch.from_numpy(found[1]), torch.from_numpy(part.targets)
+    first, second = task.metrics(), task.metrics()
+    half = len(rows) // 2
+    first.update(rows[:half], targets[:half])
+    second.update(rows[half:], targets[half:])
+    for name, value in found[0].items():
+        first[name].merge_state(second[name])
+        assert as_floats({name: first[name].compute()})[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (
+            name
+        )
+
+
+def test_answers_are_json(family: Family) -> None:
+    task = family.build()
+    rule = json.loads(json.dumps(task.decoding()))
+    batch = arrays(batch_of(family.data.test, slice(0, 3)))
+    answers = decoding.answer(
+        rule, runner(task, task.roles(), CPU), {n: v for n, v in batch.items() if n != "target"}
+    )
+    assert len(answers) == 3
+    assert json.loads(json.dumps(answers, allow_nan=False)) == answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_exports_equal_torch(family: Family, runtime: str, tmp_path: Path) -> None:
+    task = family.build()
+    trained(task, family.data)
+    export = family.export(task)
+    if runtime == "onnxruntime" and export.onnx_route is None:
+        pytest.skip("the family says that it can't be exported to ONNX")
+    file = tmp_path / ("model.xml" if runtime == "openvino" else "model.onnx")
+    export_models(export, {runtime: file}, tmp_path)
+    session = open_model(file, runtime, "f32", threads=1)
+    for probe in export.probes:
+        example = export.example_inputs(*probe)
+        with torch.no_grad():
+            expected = export.module(*example).numpy()
+        fed = {name: value.numpy() for name, value in zip(export.input_names, example, strict=True)}
+        outputs = session.run(fed)
+        assert outputs.shape == expected.shape
+        assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()
