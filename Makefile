@@ -3,9 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Each in processes of its own: exporters and runtimes don't bear forks and each other in one for long.
-SUITES := cli contract faults integration parity unit
+SUITES := cli contract faults golden integration parity unit
 
-.PHONY: demo test check sweep bench install clean
+.PHONY: demo test check sweep bench bench-families install clean
 
 demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
 	$(BIN)/fmdist run recipes/digits.yaml
@@ -28,11 +28,15 @@ bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.training_overhead
 	$(BIN)/python -m benchmarks.digits
 
+bench-families: $(STAMP)  ## Every recipe, whole; the table goes to benchmarks/results/.
+	$(BIN)/python -m benchmarks.families
+
 install: $(STAMP)  ## The virtual environment alone.
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps recbole==1.2.1
 	touch $@
 
 clean:  ## Remove the virtual environment and the caches; runs and artifacts stay.

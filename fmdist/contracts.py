@@ -57,6 +57,8 @@ class TargetSpec:
     names: tuple[str, ...] = ()
     size: int = 0
     """Tokens: of the vocabulary. Items: how many there are."""
+    range: tuple[float, float] | None = None
+    """Values: the smallest and the largest that can occur; None: any."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class DataSpec:
     """For values: mean and standard deviation of each target over the training split."""
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     """For tokens: input's name, or ``target`` -> the fitted tokenizer, as the tokenizers library's JSON."""
-    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """For identifiers: name of a side feature's input, such as ``item.genre`` -> its value for every id."""
+    tables: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """For identifiers: name of a side feature's input, such as ``item.genre`` -> its values for every id."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -84,7 +86,9 @@ class DataSpec:
     def from_json(value: Mapping[str, Any]) -> DataSpec:
         """Read what `to_json` wrote."""
         inputs = (InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in value["inputs"])
-        target = TargetSpec(**{**value["target"], "names": tuple(value["target"]["names"])})
+        known = value["target"]
+        limits = None if known["range"] is None else tuple(known["range"])
+        target = TargetSpec(**{**known, "names": tuple(known["names"]), "range": limits})
         moments = tuple((mean, std) for mean, std in value["moments"])
         return DataSpec(
             tuple(inputs),
@@ -93,7 +97,7 @@ class DataSpec:
             tuple(value["counts"]),
             moments,
             value["tokenizers"],
-            value["tables"],
+            {name: tuple(map(tuple, rows)) for name, rows in value["tables"].items()},
         )
 
 
@@ -203,6 +207,8 @@ class ExportSpec:
     onnx_route: Literal["dynamo", "torchscript"] | None = "dynamo"
     """None: the family can't be exported to ONNX."""
     openvino_route: Literal["trace", "exported"] = "trace"
+    float_only: Mapping[str, str] = field(default_factory=dict)
+    """Runtime -> why the module can't be quantized for it."""
     probes: tuple[tuple[int, int], ...] = ((2, 0), (5, 0))
     """Batch sizes and lengths at which an export is compared with torch; the first is the example."""
 

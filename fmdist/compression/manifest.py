@@ -50,6 +50,7 @@ may be missing; every other key is always there.
                         of the outputs from the float model's
         coverage        {runtime: {layers, quantized_layers, parameters, quantized_parameters,
                         left: [{name, type, shape, parameters, reason}]}}
+        skipped         {runtime: why the pass left its model as it was}
         before, after   {runtime: {value, drop, bytes, gzip_bytes, latency_ms, throughput_per_s}}; on the test
                         split at the default precision; `before` is fp32
     stages            rows {name, seconds}: every stage, in order
@@ -187,6 +188,7 @@ def _pass(done: Done, results: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": done.seconds,
         "candidates": record["candidates"],
         "coverage": record["coverage"],
+        "skipped": record["skipped"],
         "before": _side(record["models"], record["from"], results),
         "after": _side(record["models"], record["variant"], results),
     }

@@ -144,6 +144,7 @@ def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stage
             "models": described,
             "candidates": outcome.candidates,
             "coverage": outcome.coverage,
+            "skipped": dict(outcome.skipped),
         }
         return record, _files(described)
 
@@ -154,6 +155,7 @@ def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stage
         "calibration_samples": config.calibration_samples,
         "seed": subject.seed,
         "stem": stem,
+        "float_only": dict(subject.export.float_only),
         "data": subject.splits.record,
         "metric": subject.task.primary,
     }
@@ -242,6 +244,7 @@ def _workbench(
         score=primary,
         mode=task.primary[1],
         max_drop=config.max_drop,
+        float_only=subject.export.float_only,
     )
 
 

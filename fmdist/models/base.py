@@ -27,6 +27,8 @@ class ModelConfig(ComponentConfig):
     """How OpenVINO reads the module: by tracing it, or through `torch.export`."""
     not_quantizable: ClassVar[str | None] = None
     """Why INT8 quantization has nothing to do or fails; None: it works."""
+    onnx_float_only: ClassVar[str | None] = None
+    """Why it does so in ONNX Runtime alone."""
 
     def build(self, spec: DataSpec, outputs: int) -> nn.Module:
         """Return a new module for the inputs of ``spec``, of the form that `form` names."""
@@ -51,6 +53,7 @@ class ModelConfig(ComponentConfig):
             dynamic_axes={**axes, "output": {0: "batch", **time}},
             onnx_route=self.onnx_route,
             openvino_route=self.openvino_route,
+            float_only={} if self.onnx_float_only is None else {"onnxruntime": self.onnx_float_only},
             probes=((2, longest), (5, max(longest // 2, min(longest, 4)))),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmdist.reports import artifact, evaluation, files, plots
+from fmdist.reports import artifact, evaluation, files, pictures, plots
 from fmdist.reports.layout import (
     Code,
     Figure,
@@ -43,6 +43,7 @@ def page(folder: Path) -> Page:
     sections = [Section("Training", _curves(history, primary, best))]
     if found is not None:
         sections += evaluation.sections(found, best)
+        sections += pictures.sections(folder, found)
     sections += _artifact(folder, run)
     if data := files.mapping(folder / "data.json"):
         sections.append(Section("Data", (facts(data),)))

@@ -12,7 +12,11 @@ from fmdist.stages.places import RUNS
 from fmdist.stages.recipe import Source, load_recipe
 
 if TYPE_CHECKING:
-    from fmdist.contracts import Context
+    from fmdist.contracts import Context, DataSpec, Task
+    from fmdist.data.splits import DataSplits
+    from fmdist.stages.recipe import Recipe
+    from fmdist.training.distill_config import DistillConfig
+    from fmdist.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,8 @@ def train(
     check_here(loaded.train, context := context or Context())
     with runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task, transfer = new_task(loaded, data.spec)
-        if transfer is not None:
-            if not runs.saved_anything(folder):
-                run.record["transfer"] = transfer.initialize(open_task)
-            transfer.adapt()
-            transfer.restrict()
-        learned = task if loaded.distill is None else taught_task(run, task, loaded.distill, data)
+        task = _initialized_task(loaded, data.spec, run)
+        learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
         runs.begin(run, plain, runs.signature(task, data), data.record)
         train_run(run, learned, data, loaded.train, loaded.seed, context, profile)
         saved = runs.load_best(folder, task)
@@ -80,3 +79,38 @@ def train(
         run.write("finished", {"best_step": saved.step})
     low, high = record["interval"]
     return Trained(folder, record["metrics"], record["baseline"], record["primary"], (low, high))
+
+
+def _initialized_task(recipe: Recipe, spec: DataSpec, run: RunFolder) -> Task:
+    """Return the task as training begins; a resumed run has its weights from its checkpoints."""
+    from fmdist.training.run import saved_anything
+
+    task, transfer = new_task(recipe, spec)
+    if transfer is not None:
+        if not saved_anything(run.path):
+            run.record["transfer"] = transfer.initialize(open_task)
+        transfer.adapt()
+        transfer.restrict()
+    return task
+
+
+def _with_teacher(task: Task, config: DistillConfig, data: DataSplits, run: RunFolder) -> Task:
+    """Return the task with a teacher, which must stay the same one when the run is resumed."""
+    from fmdist.errors import CheckpointError
+    from fmdist.training.checkpoint import weights_digest
+    from fmdist.training.distillation import Teacher, distill
+    from fmdist.training.run import read_signature
+
+    taught_by = open_task(config.teacher)
+    teacher = Teacher(taught_by, read_signature(config.teacher)["preprocessing"])
+    fingerprint = weights_digest(taught_by.served(taught_by.roles()))
+    before = run.record.get("distill", {}).get("fingerprint", fingerprint)
+    if before != fingerprint:
+        raise CheckpointError(
+            field="distill.teacher",
+            problem="the teacher has changed since training began",
+            value=str(config.teacher),
+            fix="restore it, or train into another directory",
+        )
+    run.record["distill"] = {"teacher": str(config.teacher), "fingerprint": fingerprint}
+    return distill(task, config, teacher, data)

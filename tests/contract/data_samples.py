@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.contract import pair_samples, text_samples
+
 Images = NDArray[np.uint8]
 
 
@@ -59,7 +61,12 @@ def table(folder: Path) -> dict[str, Any]:
 
 
 SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    function.__name__: function for function in (digits, mnist, fashion_mnist, cifar10, image_folder, table)
+    **{
+        function.__name__: function
+        for function in (digits, mnist, fashion_mnist, cifar10, image_folder, table)
+    },
+    **text_samples.SAMPLES,
+    **pair_samples.SAMPLES,
 }
 """Kind -> a function that writes its sample."""
 

@@ -11,18 +11,23 @@ import torch
 from safetensors.torch import save_model
 
 from fmdist import component
-from fmdist.compression.export import export_models
-from fmdist.deployment.runtime import open_model
+from fmdist.compression.config import BenchmarkConfig, CompressConfig
+from fmdist.compression.passes import quantize
+from fmdist.compression.pipeline import compress
+from fmdist.compression.subject import Subject
+from fmdist.data.splits import DataSplits
 from fmdist.tasks import decoding
-from fmdist.training.checkpoint import load_weights
+from fmdist.training.checkpoint import load_weights, weights_digest
 from fmdist.training.evaluation import as_floats, evaluate, runner, score
 from tests.contract.families import Family, arrays, batch_of, find_family, pairs, trained
 
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
 PAIRS = pairs()
+QUICK = quantize.Config(ranges=("minmax",), bias_correction=("none",), accuracy_control=False)
+FAST = BenchmarkConfig(samples=10, batch_size=2, max_seconds=0.1)
 
-_built: dict[str, object] = {}
+_built: dict[str, DataSplits] = {}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def family(request: pytest.FixtureRequest, folder: Path) -> Family:
     task, model = request.param
-    found = find_family(task, model, folder, _built)  # type: ignore[arg-type]
+    found = find_family(task, model, folder, _built)
     if found is None:
         pytest.skip("no data set has what both take")
     return found
@@ -187,21 +192,30 @@ def test_answers_are_json(family: Family) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_exports_equal_torch(family: Family, runtime: str, tmp_path: Path) -> None:
+def test_int8_runs_in_every_runtime_that_the_family_exports_to(family: Family, tmp_path: Path) -> None:
     task = family.build()
     trained(task, family.data)
-    export = family.export(task)
-    if runtime == "onnxruntime" and export.onnx_route is None:
-        pytest.skip("the family says that it can't be exported to ONNX")
-    file = tmp_path / ("model.xml" if runtime == "openvino" else "model.onnx")
-    export_models(export, {runtime: file}, tmp_path)
-    session = open_model(file, runtime, "f32", threads=1)
-    for probe in export.probes:
-        example = export.example_inputs(*probe)
-        with torch.no_grad():
-            expected = export.module(*example).numpy()
-        fed = {name: value.numpy() for name, value in zip(export.input_names, example, strict=True)}
-        outputs = session.run(fed)
-        assert outputs.shape == expected.shape
-        assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()
+    model = family.model_config
+    passes = () if model.not_quantizable else (QUICK,)
+    subject = Subject(
+        name="family",
+        task=task,
+        export=family.export(task),
+        splits=family.data,
+        recipe={"name": "family", "seed": 0, "model": model.to_recipe()},
+        source="runs/family",
+        fingerprint=weights_digest(task.served(task.roles())),
+    )
+    # What three steps have taught is lost at once: the metric doesn't matter here.
+    config = CompressConfig(passes=passes, max_drop=1e9, calibration_samples=16, benchmark=FAST)
+    manifest = compress(subject, config, tmp_path / "artifact").manifest
+    runtimes = {"openvino"} | ({"onnxruntime"} if model.onnx_route else set())
+    assert set(manifest["models"]) == runtimes
+    probed = {(row["runtime"], row["batch"], row["length"]) for row in manifest["parity"]}
+    assert len(probed) == 2 * len(runtimes)
+    if any(None in item.shape for item in task.inputs):
+        assert len({length for _, _, length in probed}) == 2
+    for runtime in runtimes if passes else ():
+        if runtime not in manifest["passes"][0]["skipped"]:
+            assert "int8" in manifest["models"][runtime]
+            assert manifest["passes"][0]["coverage"][runtime]["quantized_layers"] > 0

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import runpy
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks.families import SNIPPET, make_data, needs
 from fmdist import component, stages, storage
+from fmdist.data.plan import BatchPlan
 from tests.contract.data_samples import SAMPLES
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-SNIPPET = re.compile(r"^#\s+python - <<'END'\n(.*?)^#\s+END$", re.MULTILINE | re.DOTALL)
-"""Python in a recipe's header that makes its data."""
-
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
@@ -35,11 +31,9 @@ def kinds_in(value: Any) -> set[str]:
 
 def data_for(recipe: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     """Return what points a recipe at a sample of its data; a header's snippet makes the real data."""
-    if snippet := SNIPPET.search(path.read_text(encoding="utf-8")):
-        script = folder / "make_data.py"
-        script.write_text(textwrap.dedent(re.sub(r"^# ?", "", snippet[1], flags=re.MULTILINE)))
-        (folder / "data").mkdir()
-        runpy.run_path(str(script))
+    text = path.read_text(encoding="utf-8")
+    if SNIPPET.search(text):
+        make_data(text, folder)
         return {}
     sample = SAMPLES[recipe["data"]["kind"]](folder / "sample")
     changes = {key: value for key, value in sample.items() if key == "root"}
@@ -51,7 +45,7 @@ def data_for(recipe: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 9
+    assert len(RECIPES) >= 9
 
 
 @each_recipe
@@ -74,17 +68,24 @@ def test_every_kind_is_in_a_recipe(group: str) -> None:
     assert not set(component.kinds(group)) - shown
 
 
+def two_steps(path: Path, folder: Path) -> stages.Trained:
+    """Train a recipe for two steps into ``folder/runs``, after those whose runs it builds upon."""
+    for name in needs(path.read_text(encoding="utf-8")):
+        if not (folder / "runs" / name).exists():
+            two_steps(path.with_name(f"{name}.yaml"), folder)
+    recipe = plain(path)
+    (folder / "sample").mkdir(exist_ok=True)
+    recipe["data"] |= data_for(recipe, path, folder)
+    recipe["train"] |= {"epochs": 1, "workers": 0}
+    return stages.train(recipe, output=folder / "runs" / path.stem)
+
+
 @each_recipe
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = plain(path)
-    (tmp_path / "sample").mkdir()
-    recipe["data"] |= data_for(recipe, path, tmp_path)
-    config = stages.load_recipe(recipe)
-    rows = len(config.data.build(config.seed).train)
-    recipe["train"] |= {"epochs": 1, "batch_size": -(-rows // 2), "workers": 0}
-    trained = stages.train(recipe, output=tmp_path / "run")
-    record = storage.read_json(tmp_path / "run" / "run.json")
+    monkeypatch.setattr(BatchPlan, "steps_per_epoch", 2)
+    trained = two_steps(path, tmp_path)
+    record = storage.read_json(tmp_path / "runs" / path.stem / "run.json")
     assert record["status"] == "finished"
     assert record["step"] == 2
     assert trained.primary in trained.metrics

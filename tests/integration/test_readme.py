@@ -80,6 +80,10 @@ def test_the_family_of_the_contributing_guide_trains(folder: Path, monkeypatch: 
     recipe = ("recipes/digits.yaml", f"model={{kind: {kind}}}", "train.epochs=8", "-o", f"runs/{kind}")
     done = succeed(folder, "train", *recipe, "--plugins", "mine", "--json")
     assert done.json["metrics"]["accuracy"] > done.json["baseline"]["accuracy"]
+    compressed = ("compress", f"runs/{kind}", "--quantize", "int8", "--max-drop", "1", "--plugins", "mine")
+    succeed(folder, *compressed)
+    models = storage.verify(folder / f"artifacts/{kind}")["models"]
+    assert all("int8" in models[runtime] for runtime in ("openvino", "onnxruntime"))
 
 
 def test_the_make_targets_that_are_named_exist() -> None:

@@ -39,6 +39,8 @@ class Workbench:
     """Whether more of the metric is better."""
     max_drop: float
     """How much of the metric may be lost, in its own units."""
+    float_only: Mapping[str, str] = field(default_factory=dict)
+    """Runtime -> why the model can't be quantized for it."""
 
     def drop(self, value: float, reference: float) -> float:
         """Return by how much ``value`` is worse than ``reference``; negative if it is better."""
@@ -57,6 +59,8 @@ class Outcome:
     """Every setting tried, as `fmdist.compression.manifest` describes them."""
     coverage: dict[str, Any] = field(default_factory=dict)
     """Per runtime what was changed and, by name and with the reason, what was not."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Runtime -> why the pass left its model as it was."""
 
 
 class PassConfig(ComponentConfig):

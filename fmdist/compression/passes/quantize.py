@@ -58,6 +58,9 @@ class Config(PassConfig):
         models, covered = {}, {}
         candidates: list[dict[str, Any]] = []
         for runtime in bench.models:
+            if runtime in bench.float_only:
+                log.warning("%s: stays in float: %s", runtime, bench.float_only[runtime])
+                continue
             trials = quantizers[runtime](bench)
             best = best_of(trials)
             candidates += [trial.row(best, bench.mode) for trial in trials]
@@ -66,7 +69,7 @@ class Config(PassConfig):
             covered[runtime] = _covered(runtime, best)
             models[runtime] = best.file
             log.info("%s: %s, drop %.4g on validation", runtime, best.setting, best.drop)
-        return Outcome(self.precision, models, candidates, covered)
+        return Outcome(self.precision, models, candidates, covered, bench.float_only)
 
     def _openvino(self, bench: Workbench) -> list[Trial]:
         trials = []
@@ -95,8 +98,10 @@ class Config(PassConfig):
     def _onnx(self, bench: Workbench) -> list[Trial]:
         source = bench.folder / "prepared.onnx"
         onnx_static.prepare(bench.models["onnxruntime"], source)
-        trials = []
-        for setting in onnx_static.SETTINGS:
+        trials: list[Trial] = []
+        for setting in (*onnx_static.SETTINGS, onnx_static.PRODUCTS):
+            if setting == onnx_static.PRODUCTS and within_budget(bench, best_of(trials)):
+                break
 
             def write(file: Path, setting: str = setting) -> None:
                 onnx_static.quantize_onnx(source, file, bench.calibration, setting)

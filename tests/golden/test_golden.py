@@ -1,0 +1,44 @@
+"""Every family still computes what it computed when its losses were recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmdist.data.splits import DataSplits
+from tests.contract.families import pairs
+from tests.golden.record import FILE, arithmetic, losses_of
+
+RECORDED = json.loads(FILE.read_text())
+TOLERANCE = 1e-3
+"""Relative, where another instruction set or another torch adds in another order."""
+
+_built: dict[str, DataSplits] = {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest.mark.parametrize(("task", "model"), pairs(), ids="-".join)
+def test_losses_are_those_recorded(task: str, model: str, folder: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        losses = losses_of(task, model, folder, _built)
+        exact = arithmetic() == RECORDED["arithmetic"]
+    finally:
+        torch.set_num_threads(threads)
+    expected = RECORDED["losses"].get(f"{task}-{model}")
+    if losses is None:
+        assert expected is None
+        pytest.skip("no data set has what both take")
+    assert expected is not None, "record it: python -m tests.golden.record"
+    if exact:
+        assert losses == expected
+    else:
+        assert losses == pytest.approx(expected, rel=TOLERANCE)
