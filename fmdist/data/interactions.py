@@ -88,7 +88,7 @@ class Config(DataConfig):
     items of the training split that the user hasn't met.
     """
 
-    modality: ClassVar[Literal["image", "table"]] = "table"
+    modality: ClassVar[str] = "ids"
 
     path: Location
     """The interactions, one a row."""

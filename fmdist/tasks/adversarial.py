@@ -29,7 +29,7 @@ from fmdist.tasks.latent import check_unit, latent_size, read_inputs
 POOLED = 8
 """Without a judge, images are averaged down to at most this many pixels a side before they are compared."""
 
-_DISCRIMINATOR, _GENERATOR, _MIXTURE = range(3)
+_DISCRIMINATOR, _GENERATOR, _MIXTURE, _REAL_MOVE, _FAKE_MOVE, _OWN_MOVE = range(6)
 """Streams of training noise."""
 _BASELINE = 2
 """Stream of the baseline's noise, after those of `fmdist.tasks.decoding.images`."""
@@ -47,6 +47,9 @@ class Config(TaskConfig):
     """For wgan_gp: weight of the squared distance of the gradient's norm from 1."""
     critic_steps: int = Field(default=1, ge=1)
     """Steps of the discriminator for each of the generator."""
+    shift: int = Field(default=0, ge=0)
+    """Largest move, in pixels along each axis, of the images that the discriminator sees, real and generated
+    alike; keeps it from learning small data by heart (Zhao et al. 2020, arXiv:2006.10738)."""
     judge: Annotated[Path, Field(strict=False)] | None = None
     """The run of a classifier of such images. The Frechet distance is then taken between its features, and
     it says how sure it is of generated images and how many classes it finds; needs data.normalize false.
@@ -142,12 +145,16 @@ class Adversarial:
         real = batch[self._name]
         if self._bounded or self._judge is not None:
             check_unit(real, "model.output", "the generator's sigmoid and the judge need pixels in [0, 1]")
+        index_B = batch["index"]
         with torch.no_grad():
-            fake = roles["generator"](noise.normal(generator, _DISCRIMINATOR, batch["index"], self._latent))
-        images = [real, fake.to(real.dtype)]
+            fake = roles["generator"](noise.normal(generator, _DISCRIMINATOR, index_B, self._latent))
+        images = [
+            self._moved(real, generator, _REAL_MOVE, index_B),
+            self._moved(fake.to(real.dtype), generator, _FAKE_MOVE, index_B),
+        ]
         if self._config.loss == "wgan_gp":
-            share = noise.uniform(generator, _MIXTURE, batch["index"], 1).reshape(-1, 1, 1, 1)
-            images.append((share * real + (1 - share) * images[1]).requires_grad_())
+            share = noise.uniform(generator, _MIXTURE, index_B, 1).reshape(-1, 1, 1, 1)
+            images.append((share * images[0] + (1 - share) * images[1]).requires_grad_())
         real_B1, fake_B1, *mixed_B1 = roles["discriminator"](torch.cat(images)).float().split(len(real))
         if self._config.loss == "non_saturating":
             losses_B1 = functional.softplus(-real_B1) + functional.softplus(fake_B1)
@@ -166,7 +173,8 @@ class Adversarial:
         index_B = batch["index"]
         fake = roles["generator"](noise.normal(generator, _GENERATOR, index_B, self._latent))
         leaf = fake.detach().requires_grad_()
-        scores_B1 = self._roles["discriminator"](leaf).float()
+        seen = self._moved(leaf, generator, _OWN_MOVE, index_B)
+        scores_B1 = self._roles["discriminator"](seen).float()
         saturates = self._config.loss != "non_saturating"
         loss = -scores_B1.sum() if saturates else functional.softplus(-scores_B1).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -204,6 +212,14 @@ class Adversarial:
             np.float32
         )
 
+    def _moved(self, images: Tensor, generator: torch.Generator, stream: int, index_B: Tensor) -> Tensor:
+        """Return the images as the discriminator sees them: moved, each by an amount of its own."""
+        reach = self._config.shift
+        if not reach:
+            return images
+        moves_B2 = noise.uniform(generator, stream, index_B, 2).mul(2 * reach + 1).long() - reach
+        return moved(images, moves_B2)
+
     def _features(self, rows_ND: Tensor) -> Tensor:
         if self._judge is None:
             pooled = (min(self._shape[1], POOLED), min(self._shape[2], POOLED))
@@ -223,6 +239,18 @@ class Adversarial:
         assert self._judge is not None
         features_NF, logits_NK = self._judge(rows_ND.reshape(-1, *self._shape).to(self._judge.mean.device))
         return features_NF.cpu(), logits_NK.cpu()
+
+
+def moved(images: Tensor, moves_B2: Tensor) -> Tensor:
+    """Return images (B, C, H, W) moved down and right by whole pixels; what enters repeats the border."""
+    reach = int(moves_B2.abs().max())
+    batch, channels, height, width = images.shape
+    padded = functional.pad(images, [reach] * 4, mode="replicate")
+    rows_BH = torch.arange(height, device=images.device) + reach - moves_B2[:, :1]
+    columns_BW = torch.arange(width, device=images.device) + reach - moves_B2[:, 1:]
+    vertical = rows_BH[:, None, :, None].expand(batch, channels, height, width + 2 * reach)
+    horizontal = columns_BW[:, None, None, :].expand(batch, channels, height, width)
+    return padded.gather(2, vertical).gather(3, horizontal)
 
 
 def gradient_penalty(mixed: Tensor, scores_B1: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.contract import pair_samples, text_samples
+from tests.contract import id_samples, language_samples, pair_samples, text_samples
 
 Images = NDArray[np.uint8]
 
@@ -66,13 +66,16 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
         for function in (digits, mnist, fashion_mnist, cifar10, image_folder, table)
     },
     **text_samples.SAMPLES,
+    **language_samples.SAMPLES,
     **pair_samples.SAMPLES,
+    **id_samples.SAMPLES,
 }
 """Kind -> a function that writes its sample."""
 
 
 VARIANTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "digits_plain": lambda folder: {"kind": "digits", "normalize": False},
+    **id_samples.VARIANTS,
 }
 """Further data sets: name -> a function that writes it and returns the ``data`` mapping with its kind."""
 

@@ -145,6 +145,37 @@ class TestAdversarial:
         assert drawn.min() >= train.min()
 
 
+class TestMoves:
+    def test_images_move_down_and_right_and_repeat_their_border(self) -> None:
+        image = torch.arange(9.0).reshape(1, 1, 3, 3).expand(3, 2, 3, 3)
+        found = adversarial.moved(image, torch.tensor([[0, 0], [1, 0], [0, -2]]))
+        assert torch.equal(found[0], image[0])
+        assert found[1, 1].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+        assert found[2, 0].tolist() == [[2, 2, 2], [5, 5, 5], [8, 8, 8]]
+
+    def test_real_and_generated_images_are_moved_by_amounts_of_their_own(self) -> None:
+        torch.manual_seed(0)
+        seen: list[Tensor] = []
+        built = SMALL_GAN.build(PIXELS, 0)
+        task = adversarial.Adversarial(adversarial.Config(shift=2), PIXELS, built, None)
+        built["discriminator"].register_forward_hook(lambda module, images, scores: seen.append(images[0]))
+        task.phases()[0].loss(task.roles(), batch(), generator())
+        task.phases()[1].loss(task.roles(), batch(), generator())
+        assert [len(images) for images in seen] == [2 * SIZE, SIZE]
+        real = batch()["image"]
+        places = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+        found = set()
+        for image, original in zip(seen[0], real, strict=False):
+            fits = [
+                place
+                for place in places
+                if torch.equal(adversarial.moved(original[None], torch.tensor([place]))[0], image)
+            ]
+            assert fits
+            found.add(fits[0])
+        assert len(found) > SIZE // 3
+
+
 class TestFrechetDistance:
     def test_of_diagonal_covariances(self) -> None:
         a, b = torch.tensor([1.0, 4.0]), torch.tensor([9.0, 0.25])
@@ -174,6 +205,24 @@ class TestFrechetDistance:
         generated, real = random[:, :6].reshape(-1, 2).double(), random[:, 6:].double()
         wanted = frechet_distance(generated.mean(0), generated.T.cov(), real.mean(0), real.T.cov())
         assert float(whole.compute()) == pytest.approx(float(wanted), rel=1e-9)
+
+    def test_images_are_judged_once(self) -> None:
+        judged = []
+
+        def features(x: Tensor) -> Tensor:
+            judged.append(len(x))
+            return x
+
+        metric, plain = FrechetDistance(features, 2, 1), FrechetDistance(lambda x: x, 2, 1)
+        judged.clear()
+        random = torch.randn(9, 4, generator=generator())
+        for rows_drawn in (torch.arange(9), torch.tensor([3, 3, 0, 8])):
+            metric.reset()
+            plain.reset()
+            metric.update(random[rows_drawn], rows_drawn)
+            plain.update(random[rows_drawn], rows_drawn)
+            assert float(metric.compute()) == pytest.approx(float(plain.compute()))
+        assert sum(judged) == 2 * 9
 
     def test_equal_images_have_none(self) -> None:
         half = torch.randn(50, 3, generator=generator())
