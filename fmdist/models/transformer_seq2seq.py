@@ -11,8 +11,10 @@ from typing import ClassVar, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fmdist.contracts import DataSpec
+from fmdist.errors import CapabilityError
 from fmdist.models.attention import sinusoids
 from fmdist.models.base import ModelConfig
 from fmdist.models.pairs import pair_inputs
@@ -37,6 +39,9 @@ class Config(ModelConfig):
     """Hidden units of each layer's feed-forward part."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability of zeroing an attention weight or feature in training."""
+    tied: bool = False
+    """One table of weights embeds source and target and scores the tokens (Press & Wolf 2017,
+    arXiv:1608.05859); for data with one vocabulary, data.shared."""
 
     @model_validator(mode="after")
     def _divided(self) -> Self:
@@ -48,6 +53,12 @@ class Config(ModelConfig):
     def build(self, spec: DataSpec, outputs: int) -> TransformerSeq2Seq:
         """Return a module from source ids (B, S) and prefix ids (B, T) to logits (B, T, outputs)."""
         source, prefix = pair_inputs(spec, self.kind())
+        if self.tied and spec.tokenizers["source"] != spec.tokenizers["target"]:
+            raise CapabilityError(
+                field="model.tied",
+                problem="the weights can't be tied, since source and target have vocabularies of their own",
+                fix="set data.shared: true, or model.tied: false",
+            )
         return TransformerSeq2Seq(self, source.size, prefix.size, outputs)
 
 
@@ -57,7 +68,7 @@ class TransformerSeq2Seq(nn.Module):
     def __init__(self, config: Config, source_size: int, target_size: int, outputs: int) -> None:
         super().__init__()
         self.source = _embedding(source_size, config.width)
-        self.target = _embedding(target_size, config.width)
+        self.target = None if config.tied else _embedding(target_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(
             config.width, config.heads, config.feedforward, config.dropout, batch_first=True, norm_first=True
@@ -75,7 +86,7 @@ class TransformerSeq2Seq(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        self.head = nn.Linear(config.width, outputs)
+        self.head = None if config.tied else nn.Linear(config.width, outputs)
 
     def forward(self, source_BS: Tensor, prefix_BT: Tensor) -> Tensor:
         """Return logits (B, T, V) of the token after each position of the prefix."""
@@ -84,12 +95,14 @@ class TransformerSeq2Seq(nn.Module):
         # Padding of the prefix needs no mask: it is at the end, where no token looks.
         states_BTD = self.transformer(
             self._embedded(self.source, source_BS),
-            self._embedded(self.target, prefix_BT),
+            self._embedded(self.target or self.source, prefix_BT),
             tgt_mask=time_T > time_T[:, None],
             tgt_is_causal=True,
             src_key_padding_mask=padding_BS,
             memory_key_padding_mask=padding_BS,
         )
+        if self.head is None:
+            return functional.linear(states_BTD, self.source.weight)
         logits_BTV: Tensor = self.head(states_BTD)
         return logits_BTV
 

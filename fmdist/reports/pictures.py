@@ -29,9 +29,10 @@ def sections(run: Path, evaluation: Evaluation) -> list[Section]:
     signature = files.mapping(run / "signature.json")
     if signature is None or evaluation.arrays is None:
         return []
-    rule, preprocessing = signature["decoding"], signature["preprocessing"]
-    if rule["rule"] not in (*_SCORES, "images") or preprocessing["kind"] != "image":
+    rule = signature["decoding"]
+    if rule.get("rule") not in (*_SCORES, "images") or signature["preprocessing"]["kind"] != "image":
         return []
+    preprocessing = signature["preprocessing"]
     rows, size = evaluation.arrays["outputs"], math.prod(rule["shape"])
     blocks: list[Block] = []
     if rule["rule"] == "images":

@@ -71,7 +71,8 @@ class Transfer:
     def head(self) -> list[str]:
         """Names of the tensors whose size is the number of outputs: those that one more output would change.
 
-        None where the outputs are tokens or items: such a model shares its inputs' vocabulary.
+        None where the outputs are tokens or items, which such a model shares with its inputs, nor where the
+        recipe's task names its targets one by one.
         """
         spec = self._spec
         if spec.target.kind not in ("class", "labels", "value"):
@@ -82,7 +83,10 @@ class Transfer:
             counts=(*spec.counts, 1) if spec.counts else (),
             moments=(*spec.moments, (0.0, 1.0)) if spec.moments else (),
         )
-        other = dict(self._rebuild(wider).roles()[self.role].named_parameters())
+        try:
+            other = dict(self._rebuild(wider).roles()[self.role].named_parameters())
+        except CapabilityError:
+            return []
         return [name for name, value in self._module.named_parameters() if value.shape != other[name].shape]
 
     def initialize(self, open_run: Callable[[Path], Task]) -> dict[str, Any]:
