@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 
 from fmdist import storage
 from fmdist.contracts import Batch, Dataset, DataSpec, InputSpec, LossOut, ModelBuilder, Phase, Roles
-from fmdist.errors import CapabilityError
+from fmdist.errors import CapabilityError, CheckpointError
 from fmdist.tasks import noise
 from fmdist.tasks.base import SummedLoss, TaskConfig
 from fmdist.tasks.decoding.noise import normal
@@ -77,7 +77,15 @@ class Config(TaskConfig):
     def _judge(self, spec: DataSpec, model: ModelBuilder) -> Judge | None:
         if self.judge is None:
             return None
-        classifier = model.trained(self.judge)
+        try:
+            classifier = model.trained(self.judge)
+        except CheckpointError as error:
+            raise CheckpointError(
+                field="task.judge",
+                problem=f"the judge can't be used ({error})",
+                value=str(self.judge),
+                fix="train the classifier first; the path is relative to the working directory",
+            ) from error
         answers = storage.read_json(self.judge / "signature.json")
         fits = tuple(answers["preprocessing"].get("shape", ())) == spec.inputs[0].shape
         if answers["decoding"]["rule"] != "class" or not fits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_the_transformer_equals_torchs_layers_step_by_step() -> None:
     model: TransformerSeq2Seq = built(transformer_seq2seq.Config, width=8, heads=2, layers=2)
     source, prefix = SOURCE[:1, :4], PREFIX[:1]
     inner = model.transformer
+    assert model.target is not None
+    assert model.head is not None
     with torch.no_grad():
         memory = model._embedded(model.source, source)
         for layer in inner.encoder.layers:
@@ -127,6 +130,25 @@ def test_the_transformer_equals_torchs_layers_step_by_step() -> None:
             states = layer(states, memory, tgt_mask=torch.ones(3, 3).triu(1).bool())
         expected = model.head(inner.decoder.norm(states))
         torch.testing.assert_close(model(source, prefix), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tied_weights_embed_both_sides_and_score() -> None:
+    size = 7
+    inputs = tuple(InputSpec(name, (None,), "int64", size, 9) for name in ("source", "prefix"))
+    one = DataSpec(inputs, TargetSpec("tokens", size=size), tokenizers={"source": "{}", "target": "{}"})
+    torch.manual_seed(0)
+    model = transformer_seq2seq.Config(tied=True).build(one, size).eval()
+    tables = [value for value in model.parameters() if value.shape == (size, 128)]
+    assert len(tables) == 1
+    states: list[Tensor] = []
+    model.transformer.register_forward_hook(lambda module, inputs, output: states.append(output))
+    with torch.no_grad():
+        logits = model(ids([4, 5, 3]), ids([2, 6]))
+        torch.testing.assert_close(logits, states[0] @ tables[0].T)
+
+    two = replace(one, tokenizers={"source": "{}", "target": "[]"})
+    with pytest.raises(CapabilityError, match=r"data\.shared: true"):
+        transformer_seq2seq.Config(tied=True).build(two, size)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(9, 3), (8, 3)])

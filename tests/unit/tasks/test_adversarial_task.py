@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmdist.errors import CapabilityError, DataError
+from fmdist.errors import CapabilityError, CheckpointError, DataError
 from fmdist.models import gan
 from fmdist.stages.modules import Modules
 from fmdist.tasks import adversarial, noise
@@ -299,6 +299,10 @@ class TestRefusals:
         values = batch() | {"image": 2 * batch()["image"]}
         with pytest.raises(DataError, match="normalize: false"):
             task.phases()[0].loss(task.roles(), values, generator())
+
+    def test_a_judge_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"task\.judge.*no such run.*relative to the working"):
+            adversarial.Config(judge=tmp_path / "none").build(PIXELS, Modules(SMALL_GAN))
 
     @pytest.mark.parametrize(
         ("shape", "rule"), [([1, 8, 8], "class"), ([1, 4, 4], "labels"), ([1, 4, 4], "value")]

@@ -52,7 +52,9 @@ def test_a_target_trains_its_own_head_and_the_trunk(target: int) -> None:
     task, batch = build(VALUES, heads=HEADS), batch_of(VALUES)
     model = task.roles()["model"]
     torch.autograd.backward(task.outputs(task.roles(), batch)[:, target].sum())
-    trained = [name for name, value in model.named_parameters() if value.grad is not None]
+    trained = [
+        name for name, value in model.named_parameters() if value.grad is not None and bool(value.grad.any())
+    ]
     heads = {name[: len("heads.0")] for name in trained if name.startswith("heads.")}
     assert heads == {"heads.0" if target == 2 else "heads.1"}
     assert "trunk.1.weight" in trained
@@ -69,12 +71,16 @@ def test_metrics_of_each_head_are_over_its_targets() -> None:
     losses = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
     loss = (3 * losses[:, 2] + losses[:, :2].mean(dim=1)).mean() / 4
     assert found == pytest.approx(
-        {"loss": float(loss), "accuracy_last": right[:, 2].mean(), "accuracy_rest": right[:, :2].mean()}
+        {
+            "loss": float(loss),
+            "accuracy_last": float(right[:, 2].mean()),
+            "accuracy_rest": float(right[:, :2].mean()),
+        }
     )
 
 
 def test_one_head_for_each_target_unless_told() -> None:
-    assert list(build(LABELS).metrics()) == ["loss", "accuracy_u", "accuracy_v", "accuracy_w"]
+    assert set(build(LABELS).metrics()) == {"loss", "accuracy_u", "accuracy_v", "accuracy_w"}
     assert build(VALUES, primary="mse_v").primary == ("mse_v", "min")
 
 
