@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fmdist import component
 
 ROOT = Path(__file__).parents[2]
 OURS = sorted(path for folder in ("fmdist", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -66,3 +69,12 @@ def test_no_file_is_a_drawer(path: Path) -> None:
 def test_nothing_prints(path: Path) -> None:
     calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+
+
+def test_every_plugin_is_held_to_its_independence() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = [
+        rule for rule in settings["tool"]["importlinter"]["contracts"] if rule["type"] == "independence"
+    ]
+    kinds = [kind for group in ("models", "tasks", "data") for kind in component.kinds(group).values()]
+    assert set(contract["modules"]) == {kind.module for kind in kinds}
