@@ -1,9 +1,10 @@
 """``recipes/digits_conv_vae.yaml`` beside a VAE of the same size in 40 lines of torch; its samples judged.
 
-Run with ``python -m benchmarks.reference_vae``; takes about 6 minutes on one core. For seeds 0 to 2 both
-train on the same split for the same epochs, with the same batch size, learning rate and kind of schedule;
-reported are the ELBO and the importance-weighted bound (Burda et al. 2016) of the test split with 64 draws.
-Then the CNN of ``recipes/digits.yaml`` names 1,000 images that our model makes of noise.
+Run with ``python -m benchmarks.reference_vae``; takes about 10 minutes of one core. For seeds 0 to 2 both
+train on the same split for the same epochs. The reference is Adam in batches of 64, at each of `RATES`, and
+the better of them on the test split counts, which favours it. Reported are the ELBO and the
+importance-weighted bound (Burda et al. 2016) of the test split with 64 draws. Then the CNN of
+``recipes/digits.yaml`` names 1,000 images that our model makes of noise.
 
 Shapes: B batch, K draws, Z latent variables.
 """
@@ -34,6 +35,8 @@ from fmdist.tasks.frechet import Judge
 RECIPE = ROOT / "recipes" / "digits_conv_vae.yaml"
 SEEDS = range(3)
 SAMPLES = 1000
+RATES = (1e-3, 4e-3)
+"""Learning rates of the reference, constant."""
 
 
 def reference(train: Tensor, test: Tensor, epochs: int, lr: float, seed: int) -> dict[str, float]:
@@ -49,8 +52,6 @@ def reference(train: Tensor, test: Tensor, epochs: int, lr: float, seed: int) ->
     )  # fmt: skip
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr)
-    steps = epochs * math.ceil(len(train) / 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=1 / 30)
 
     def terms(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = encoder(x).chunk(2, dim=1)
@@ -67,7 +68,6 @@ def reference(train: Tensor, test: Tensor, epochs: int, lr: float, seed: int) ->
             optimizer.zero_grad()
             torch.autograd.backward((kl - reconstruction).mean())
             optimizer.step()
-            schedule.step()
     with torch.no_grad():
         draws = [terms(test) for _ in range(64)]
     elbo = torch.stack([reconstruction - kl for reconstruction, kl, _ in draws]).mean()
@@ -107,9 +107,9 @@ def main() -> int:
         for seed in SEEDS:
             ours = stages.train(RECIPE, output=Path(name) / str(seed), overrides=[f"seed={seed}"])
             data = recipe.data.build(seed)
-            theirs = reference(
-                images(data.train), images(data.test), recipe.train.epochs, recipe.train.lr, seed
-            )
+            split = images(data.train), images(data.test)
+            tried = [reference(*split, recipe.train.epochs, rate, seed) for rate in RATES]
+            theirs = {key: max(figures[key] for figures in tried) for key in ("elbo", "iw_bound")}
             figures = {key: ours.metrics[key] for key in theirs}
             rows.append({"seed": seed, "ours": figures, "reference": theirs, **judged(ours.folder, judge)})
             sys.stdout.write(f"{rows[-1]}\n")

@@ -23,6 +23,8 @@ from tests.contract.families import Family, arrays, batch_of, find_family, pairs
 
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.slow
+
 PAIRS = pairs()
 QUICK = quantize.Config(ranges=("minmax",), bias_correction=("none",), accuracy_control=False)
 FAST = BenchmarkConfig(samples=10, batch_size=2, max_seconds=0.1)
@@ -191,7 +193,6 @@ def test_answers_are_json(family: Family) -> None:
     assert json.loads(json.dumps(answers, allow_nan=False)) == answers
 
 
-@pytest.mark.slow
 def test_int8_runs_in_every_runtime_that_the_family_exports_to(family: Family, tmp_path: Path) -> None:
     task = family.build()
     trained(task, family.data)

@@ -72,7 +72,16 @@ def accepted() -> Iterator[tuple[str, str]]:
 
 
 CASES = list(accepted())
-each_case = pytest.mark.parametrize(("kind", "data"), CASES)
+LARGE = 2_000_000
+"""Parameters from which a kind's tests take seconds."""
+SIZES = {
+    case: sum(p.numel() for p in config_of(case[0]).build(SPECS[case[1]], OUTPUTS).parameters())
+    for case in CASES
+}
+each_case = pytest.mark.parametrize(
+    ("kind", "data"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if SIZES[case] > LARGE else []) for case in CASES],
+)
 
 
 def inputs(data: str, batch: int, seed: int = 1) -> tuple[Tensor, ...]:

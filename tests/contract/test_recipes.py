@@ -80,6 +80,7 @@ def two_steps(path: Path, folder: Path) -> stages.Trained:
     return stages.train(recipe, output=folder / "runs" / path.stem)
 
 
+@pytest.mark.slow
 @each_recipe
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,8 @@ from fmdist.data.splits import DataSplits
 from tests.contract.families import pairs
 from tests.golden.record import FILE, arithmetic, losses_of
 
+pytestmark = pytest.mark.slow
+
 RECORDED = json.loads(FILE.read_text())
 TOLERANCE = 1e-3
 """Relative, where another instruction set or another torch adds in another order."""

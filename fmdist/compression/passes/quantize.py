@@ -73,7 +73,7 @@ class Config(PassConfig):
 
     def _openvino(self, bench: Workbench) -> list[Trial]:
         trials: list[Trial] = []
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         settings: dict[str, _Setting] = {}
         for setting in starmap(_Setting, product(self.presets, self.ranges, self.bias_correction)):
 
@@ -83,8 +83,8 @@ class Config(PassConfig):
             try:
                 trials.append(attempt(bench, "openvino", str(setting), write))
             except RuntimeError as error:  # full bias correction cuts some LSTMs from their weights
-                log.warning("openvino: %s fails and is left out: %s", setting, _last_line(error))
-                failures.append(f"{setting}: {_last_line(error)}")
+                failures[str(setting)] = _last_line(error)
+                log.warning("openvino: %s fails and is left out: %s", setting, failures[str(setting)])
                 continue
             settings[str(setting)] = setting
         if not trials:
@@ -96,7 +96,9 @@ class Config(PassConfig):
             )
         best = best_of(trials)
         if self.accuracy_control and not within_budget(bench, best):
-            start = settings[best.setting]._replace(bias_correction="full")
+            start = settings[best.setting]
+            full = start._replace(bias_correction="full")
+            start = start if str(full) in failures else full
             try:
                 trials.append(_controlled(bench, start))
             except RuntimeError as error:  # NNCF can't compile some LSTMs half way

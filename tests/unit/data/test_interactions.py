@@ -331,7 +331,7 @@ def test_a_question_without_an_item_is_refused(values: dict[str, Any], tmp_path:
         ({"min_rating": 3.0}, "min_rating is for implicit feedback"),
         ({"feedback": "implicit", "rating": None, "min_rating": 3.0}, "needs the ratings' column"),
         ({"rating_range": (5, 1)}, "must be"),
-        ({"clean": {"outliers": "iqr"}}, "outliers are defined for numeric columns"),
+        ({"clean": {"outliers": "iqr"}}, "outliers are defined for tables"),
         ({"augment": {"rotate": 3}}, "no images to augment"),
     ],
 )

@@ -19,7 +19,7 @@ from fmdist.contracts import DataSpec, InputSpec, TargetSpec, Task
 from fmdist.data.tokenizer import fit_tokenizer
 from fmdist.data.tokenizer_config import TokenizerConfig
 from fmdist.errors import CheckpointError, FmdistError
-from fmdist.models import lstm, mlp, resnet, vit
+from fmdist.models import bert, lstm, mlp, resnet, timm, vit
 from fmdist.models.base import ModelConfig
 from fmdist.tasks import regression
 from fmdist.training.checkpoint import weights_digest
@@ -331,3 +331,50 @@ def test_what_follows_from_the_data_stays(tmp_path: Path) -> None:
     made.initialize(no_run)
     assert float(state(task)["mean"]) == -3.0
     assert torch.equal(state(task)["model.1.weight"], state(source)["model.1.weight"])
+
+
+def of_transformers(folder: Path) -> tuple[Path, ModelConfig, InputSpec]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=9,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    net = bert.Config(hidden=16, layers=2, heads=2, feedforward=32)
+    return folder, net, InputSpec("text", (None,), "int64", 30, 8)
+
+
+def of_torchvision(folder: Path) -> tuple[Path, ModelConfig, InputSpec]:
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=9).state_dict(), folder / "resnet18.pth")
+    return folder / "resnet18.pth", resnet.Config(depth=18), InputSpec("image", (3, 32, 32))
+
+
+def of_timm(folder: Path) -> tuple[Path, ModelConfig, InputSpec]:
+    library = pytest.importorskip("timm")
+    torch.save(library.create_model("resnet10t", num_classes=9).state_dict(), folder / "net.pth")
+    return folder / "net.pth", timm.Config(name="resnet10t"), InputSpec("image", (3, 32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [of_transformers, of_torchvision, of_timm])
+def test_the_libraries_own_files_fit_as_they_are(
+    write: Callable[[Path], tuple[Path, ModelConfig, InputSpec]], tmp_path: Path
+) -> None:
+    source, net, item = write(tmp_path)
+    task, made = transfer(source, classes("a", "b", "c", inputs=(item,)), net)
+    before = state(task)
+    record = made.initialize(no_run)
+    assert record["fresh_head"] == made.head != []
+    assert record["loaded"] > 30
+    moved = {name for name, value in state(task).items() if not torch.equal(value, before[name])}
+    assert moved.isdisjoint(made.head)
+    assert {name for name in before if name.endswith("weight") and before[name].ndim > 1} - {
+        *made.head
+    } <= moved
