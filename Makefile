@@ -11,7 +11,7 @@ demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
 	$(BIN)/fmdist run recipes/digits.yaml
 
 test: check  ## Everything: lint, types, layers, all tests.
-	for suite in $(SUITES); do $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup tests/$$suite || exit 1; done
+	for suite in $(SUITES); do $(BIN)/python -m pytest -m "slow and not sweep" -n 2 --dist loadgroup tests/$$suite || exit 1; done
 
 check: $(STAMP)  ## Lint, types, layers and the fast tests.
 	$(BIN)/ruff format --check .
@@ -20,8 +20,9 @@ check: $(STAMP)  ## Lint, types, layers and the fast tests.
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests
 
-sweep: $(STAMP)  ## All rounds of the kill sweep; the results go to benchmarks/results/.
+sweep: $(STAMP)  ## All rounds of the kill sweep, and INT8 of every family; results go to benchmarks/results/.
 	$(BIN)/python -m tests.faults.sweep
+	$(BIN)/python -m pytest -m sweep -n 2 tests/contract
 
 bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.cli_startup

@@ -3,10 +3,10 @@
 Run with ``make bench`` or ``python -m benchmarks.training_overhead [CASE...]``; takes about 8 minutes. Both
 sides read the same DataLoader over the same batches, start from the same weights, and use AdamW at one
 thread. fmdist runs as it does for a user: metrics.jsonl and TensorBoard every 100 steps, the progress line
-and the non-finite guard. The two take turns of a few steps in one process, since a shared machine's speed changes
-by more than what is measured within seconds. Left out are start-up and the first turn on both sides, and on
-ours the final evaluation and checkpoint. Ten such pairs of runs; reported are the median ratio and its 95%
-bootstrap interval.
+and the non-finite guard. The two take turns of a few steps in one process, since a shared machine's speed
+changes by more than what is measured within seconds. Left out are start-up and the first turn on both
+sides, and on ours the final evaluation and checkpoint. Ten such pairs of runs; reported are the median
+ratio and its 95% bootstrap interval.
 """
 
 from __future__ import annotations

@@ -30,7 +30,15 @@ def pairs() -> list[tuple[str, str]]:
     """Return (task, model) kinds of which the one trains what the other builds."""
     tasks = {kind: config_of("tasks", kind).needs for kind in sorted(component.kinds("tasks"))}
     models = {kind: config_of("models", kind).form for kind in sorted(component.kinds("models"))}
-    return [(task, model) for model, form in models.items() for task, needs in tasks.items() if needs == form]
+    fitting = [
+        (task, model) for model, form in models.items() for task, needs in tasks.items() if needs == form
+    ]
+    # To a task of outputs per sample all their models are alike: one task meets all, the others meet one.
+    return [
+        (task, model)
+        for task, model in fitting
+        if tasks[task] != "outputs" or task == "classification" or model == "mlp"
+    ]
 
 
 @dataclass(frozen=True)

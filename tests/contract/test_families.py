@@ -26,6 +26,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.slow
 
 PAIRS = pairs()
+FIRST = {task: (task, model) for task, model in reversed(PAIRS)}
+INT8 = [pytest.param(pair, marks=[] if pair in FIRST.values() else [pytest.mark.sweep]) for pair in PAIRS]
+"""One family a task is compressed in every test run, all of them in the sweep: each takes 20 s."""
 QUICK = quantize.Config(ranges=("minmax",), bias_correction=("none",), accuracy_control=False)
 FAST = BenchmarkConfig(samples=10, batch_size=2, max_seconds=0.1)
 
@@ -193,6 +196,7 @@ def test_answers_are_json(family: Family) -> None:
     assert json.loads(json.dumps(answers, allow_nan=False)) == answers
 
 
+@pytest.mark.parametrize("family", INT8, indirect=True, ids=lambda pair: "-".join(pair))
 def test_int8_runs_in_every_runtime_that_the_family_exports_to(family: Family, tmp_path: Path) -> None:
     task = family.build()
     trained(task, family.data)
