@@ -84,7 +84,7 @@ def test_frozen_parameters_and_their_statistics_stay() -> None:
     optimizer = build_optimizer(module, train, None)
     for _ in range(2):
         module.train()
-        module(torch.randn(8, 5)).square().sum().backward()
+        module(torch.randn(8, 5, generator=torch.Generator().manual_seed(0))).square().sum().backward()
         optimizer.step()
     moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if not name.startswith(("1.", "2."))}
@@ -111,12 +111,12 @@ def test_adapters_change_nothing_at_first_and_merge_into_plain_modules() -> None
     spec = classes("a", "b", inputs=IMAGE)
     plain = make(spec, VIT)[0].roles()["model"]
     module = restricted(VIT, spec, lora=LORA)
-    images = torch.randn(3, 3, 16, 16)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(module(images), plain(images))
     trained = [name for name, value in module.named_parameters() if value.requires_grad]
     assert {"head.weight", "head.bias"} < set(trained)
     assert all("lora_" in name or name.startswith("head.") for name in trained)
-    optimizer = torch.optim.SGD([value for value in module.parameters() if value.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([value for value in module.parameters() if value.requires_grad], lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
         module(images).square().sum().backward()
@@ -128,7 +128,7 @@ def test_adapters_change_nothing_at_first_and_merge_into_plain_modules() -> None
     assert module.state_dict().keys() == plain.state_dict().keys()
     assert not torch.equal(module(images), plain(images))
     change = module.get_parameter("blocks.0.mlp.0.weight") - plain.get_parameter("blocks.0.mlp.0.weight")
-    assert int(torch.linalg.matrix_rank(change, atol=1e-6)) <= 2
+    assert int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= 2
     for name in ("blocks.0.projection.weight", "norm.weight", "class_token"):
         assert torch.equal(module.get_parameter(name), plain.get_parameter(name))
 
