@@ -160,7 +160,7 @@ def test_files_that_can_not_be_answered(life: Life, tmp_path: Path, target: str)
     }.items():
         done = fmdist(life.folder, "predict", target, tmp_path / name)
         refused(done, f"error: {tmp_path / name if name else tmp_path}: {said}")
-    refused(fmdist(life.folder, "predict", target), "Missing argument 'INPUT...'")
+    refused(fmdist(life.folder, "predict", target), "INPUT: no input files")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "predict", "compress"])
