@@ -75,8 +75,9 @@ def two_steps(path: Path, folder: Path) -> stages.Trained:
             two_steps(path.with_name(f"{name}.yaml"), folder)
     recipe = plain(path)
     (folder / "sample").mkdir(exist_ok=True)
-    recipe["data"] |= data_for(recipe, path, folder)
-    recipe["train"] |= {"epochs": 1, "workers": 0}
+    sample = data_for(recipe, path, folder)
+    recipe["data"] |= sample
+    recipe["train"] |= {"epochs": 1, "workers": 0} | ({"batch_size": 8} if sample else {})
     return stages.train(recipe, output=folder / "runs" / path.stem)
 
 
