@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,12 +24,21 @@ with_runtime = click.option(
 @with_runtime
 def evaluate(target: Path, split: str, runtime: str) -> Answer:
     """Score a run's best checkpoint, or an artifact in its runtime, beside the trivial baseline."""
-    from fmdist import console, stages
+    from fmdist import stages
 
     scores = stages.evaluate(target, split=split, runtime=runtime)
-    rows = [[name, value, scores["baseline"][name]] for name, value in scores["metrics"].items()]
     where = f" in {scores['runtime']} ({scores['variant']})" if "runtime" in scores else ""
     title = f"{split} split, {scores['size']} samples{where}"
-    low, high = scores["interval"]
+    return Answer(scores, describe(title, scores))
+
+
+def describe(title: str, scores: dict[str, Any]) -> str:
+    """Return metrics beside their baseline, and the primary metric's interval where it has one."""
+    from fmdist import console
+
+    rows = [[name, value, scores["baseline"][name]] for name, value in scores["metrics"].items()]
     table = console.table(title, ["metric", "model", "baseline"], rows)
-    return Answer(scores, f"{table}\n\n95% interval of {scores['primary']}: {low:.4g} to {high:.4g}")
+    if scores["interval"] is None:
+        return table
+    low, high = scores["interval"]
+    return f"{table}\n\n95% interval of {scores['primary']}: {low:.4g} to {high:.4g}"

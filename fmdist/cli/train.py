@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fmdist.cli.evaluate import describe
 from fmdist.cli.frame import Answer, FilePath, verb, with_recipe
 
 to_run_folder = click.option(
@@ -20,7 +21,7 @@ with_profile = click.option("--profile", is_flag=True, help="Write a trace and w
 @with_profile
 def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, profile: bool) -> Answer:
     """Train a recipe's model; the same command resumes a run that was stopped."""
-    from fmdist import console, stages
+    from fmdist import stages
 
     trained = stages.train(recipe, output=output, overrides=overrides, profile=profile)
     data = {
@@ -28,10 +29,6 @@ def train(recipe: Path, overrides: tuple[str, ...], output: Path | None, profile
         "metrics": dict(trained.metrics),
         "baseline": dict(trained.baseline),
         "primary": trained.primary,
-        "interval": list(trained.interval),
+        "interval": trained.interval,
     }
-    rows = [[name, value, trained.baseline[name]] for name, value in trained.metrics.items()]
-    table = console.table("test split", ["metric", "model", "baseline"], rows)
-    low, high = trained.interval
-    text = f"{table}\n\n95% interval of {trained.primary}: {low:.4g} to {high:.4g}\nrun: {trained.folder}"
-    return Answer(data, text)
+    return Answer(data, f"{describe('test split', data)}\nrun: {trained.folder}")

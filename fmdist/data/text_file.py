@@ -54,16 +54,22 @@ class Config(DataConfig):
     tokenizer: TokenizerConfig = Field(default_factory=lambda: TokenizerConfig(kind="character"))
     """What the text's tokens are."""
     length: int = Field(default=256, ge=2)
-    """Tokens of a window: what the model sees at once, and for text generation its context."""
+    """Tokens of a training window: how far back the model learns to look."""
+    evaluation_length: int | None = Field(default=None, ge=2)
+    """Tokens of an evaluation window, and what text generation sees at most; null: as many as `length`."""
     context: int = Field(default=64, ge=0)
-    """Tokens of an evaluation window that are given and not scored, less than `length`."""
+    """Tokens of an evaluation window that are given and not scored, less than it holds."""
     split: TextSplitConfig = Field(default_factory=TextSplitConfig)
     """Where the text is cut."""
 
+    @property
+    def _longest(self) -> int:
+        return self.evaluation_length or self.length
+
     @model_validator(mode="after")
     def _fits_a_running_text(self) -> Self:
-        if self.context >= self.length:
-            message = f"context ({self.context}) must be less than length ({self.length})"
+        if self.context >= self._longest:
+            message = f"context ({self.context}) must be less than an evaluation window ({self._longest})"
             raise ValueError(message)
         for name, stated, idle in (
             ("clean", self.clean, CleanConfig()),
@@ -86,12 +92,12 @@ class Config(DataConfig):
 
         text = self._read()
         parts = _parts(text, self.split)
-        preprocess = WindowPreprocess(self.length, fit_tokenizer(self.tokenizer, [parts["train"]]))
+        preprocess = WindowPreprocess(self._longest, fit_tokenizer(self.tokenizer, [parts["train"]]))
         tokens = {
             name: np.concatenate([[BEGIN], preprocess.text.encode([part])[0]]) for name, part in parts.items()
         }
         self._check(tokens)
-        train = WindowSplit.training("train", tokens["train"], preprocess, seed)
+        train = WindowSplit.training("train", tokens["train"], preprocess, self.length, seed)
         validation = WindowSplit.evaluation("validation", tokens["validation"], preprocess, self.context)
         test = WindowSplit.evaluation("test", tokens["test"], preprocess, self.context)
         target = preprocess.target(TargetSpec("tokens"))

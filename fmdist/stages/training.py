@@ -30,8 +30,8 @@ class Trained:
     """Of the trivial predictor on the test split."""
     primary: str
     """Name of the metric that chose the checkpoint."""
-    interval: tuple[float, float]
-    """95% confidence interval of the primary metric."""
+    interval: tuple[float, float] | None
+    """95% confidence interval of the primary metric; None where resampling says nothing of it."""
 
 
 def train(
@@ -77,8 +77,7 @@ def train(
         )
         write_scores(folder / "evaluation", record, task.decoding(), rows, data.test)
         run.write("finished", {"best_step": saved.step})
-    low, high = record["interval"]
-    return Trained(folder, record["metrics"], record["baseline"], record["primary"], (low, high))
+    return Trained(folder, record["metrics"], record["baseline"], record["primary"], record["interval"])
 
 
 def _initialized_task(recipe: Recipe, spec: DataSpec, run: RunFolder) -> Task:

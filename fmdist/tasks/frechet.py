@@ -5,8 +5,8 @@ Shapes: N samples, F features, K classes, C channels, H height, W width, M gener
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,11 @@ class FrechetDistance(Metric):
     """Distance of two normal distributions fitted to features of generated and of real images.
 
     Heusel et al. 2017 (arXiv:1706.08500), with the features of any network. It falls with the number of
-    images that it is estimated from, so compare only distances of equally many; a bootstrap, which has fewer
-    different ones, lies above it. Images are judged once, though a bootstrap gives them many times.
+    images that it is estimated from, so compare only distances of equally many.
     """
+
+    bootstraps: ClassVar[bool] = False
+    """A resample has fewer different images, so its distance is larger: an interval would lie too high."""
 
     higher_is_better = False
     full_state_update = False
@@ -83,7 +85,6 @@ class FrechetDistance(Metric):
         self._features = features
         self._size = size
         self._images = images
-        self._known: dict[bytes, Tensor] = {}
         width = features(torch.zeros(1, size)).shape[1]
         zeros = torch.zeros(2, width, dtype=torch.float64)
         # generated, real
@@ -96,17 +97,10 @@ class FrechetDistance(Metric):
         split = self._images * self._size
         for place, pixels in enumerate((rows[:, :split].reshape(-1, self._size), rows[:, split:])):
             for part in torch.split(pixels, CHUNK):
-                features_NF = self._judged(part).double()
+                features_NF = self._features(part).double()
                 self.count[place] += len(part)
                 self.total[place] += features_NF.sum(dim=0)
                 self.products[place] += features_NF.T @ features_NF
-
-    def _judged(self, pixels_ND: Tensor) -> Tensor:
-        keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels_ND.numpy()]
-        if new := {key: row for row, key in enumerate(keys) if key not in self._known}:
-            features_NF = self._features(pixels_ND[list(new.values())])
-            self._known |= zip(new, features_NF, strict=True)
-        return torch.stack([self._known[key] for key in keys])
 
     def compute(self) -> Tensor:
         """Return the squared distance, in squared units of the features."""

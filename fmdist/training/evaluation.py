@@ -78,13 +78,15 @@ def score(task: Task, rows: NDArray[np.float32], target: NDArray[Any]) -> dict[s
 
 def confidence_interval(
     task: Task, rows: NDArray[np.float32], target: NDArray[Any], seed: int
-) -> tuple[float, float]:
-    """Return a 95% interval of the primary metric over samples.
+) -> tuple[float, float] | None:
+    """Return a 95% interval of the primary metric over samples, or None where resampling says nothing of it.
 
     Wilson's (1927) for a share of samples, which stays honest where all are right; else the percentile
-    bootstrap (Efron 1979).
+    bootstrap (Efron 1979), unless the metric states ``bootstraps`` false.
     """
     metric = task.metrics()[task.primary[0]]
+    if not getattr(metric, "bootstraps", True):
+        return None
     if isinstance(metric, MulticlassAccuracy | MultilabelExactMatch):
         metric.update(torch.from_numpy(rows), torch.from_numpy(target))
         return wilson_interval(float(metric.compute()), len(target))

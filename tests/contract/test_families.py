@@ -18,7 +18,7 @@ from fmdist.compression.subject import Subject
 from fmdist.data.splits import DataSplits
 from fmdist.tasks import decoding
 from fmdist.training.checkpoint import load_weights, weights_digest
-from fmdist.training.evaluation import as_floats, evaluate, runner, score
+from fmdist.training.evaluation import as_floats, confidence_interval, evaluate, runner, score
 from tests.contract.families import Family, arrays, batch_of, find_family, pairs, trained
 
 TOLERANCE = 1e-5
@@ -163,6 +163,8 @@ def test_rows_are_scored_beside_the_baselines(family: Family) -> None:
     assert task.primary[1] in ("max", "min")
     assert all(np.isfinite(list(metrics.values())))
     assert score(task, rows, part.targets) == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    interval = confidence_interval(task, rows, part.targets, seed=0)
+    assert interval is None or interval[0] <= metrics[task.primary[0]] <= interval[1]
     baseline = task.baseline(family.data.train.plain(), part)
     assert baseline.dtype == np.float32
     assert baseline.shape == rows.shape

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fmdist.contracts import Draw
 from fmdist.data.preprocess import Preprocess
-from fmdist.data.splits import DataSplits
+from fmdist.data.splits import DataSplits, Samples
 from fmdist.data.text_file import Config
 from fmdist.data.tokenizer import BEGIN, UNKNOWN, fit_tokenizer
 from fmdist.data.tokenizer_config import TokenizerConfig
@@ -42,7 +42,7 @@ def prompts(*texts: str) -> NDArray[np.void]:
     return np.array([(text,) for text in texts], PROMPT)
 
 
-def all_of(split: WindowSplit, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def all_of(split: Samples, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     batch = split.__getitems__(Draw(epoch, np.arange(len(split))))
     return batch["tokens"].numpy(), batch["target"].numpy()
 
@@ -74,7 +74,9 @@ def test_a_last_window_ends_in_padding() -> None:
 
 def test_training_windows_are_cut_elsewhere_in_every_epoch_and_keyed_by_seed_and_epoch() -> None:
     ids = np.arange(10, 210)
-    split, again, other = (WindowSplit.training("train", ids, preprocess_of(16), seed) for seed in (3, 3, 4))
+    split, again, other = (
+        WindowSplit.training("train", ids, preprocess_of(16), 16, seed) for seed in (3, 3, 4)
+    )
     inputs_NT, target_NT = all_of(split, epoch=1)
     np.testing.assert_array_equal(target_NT, inputs_NT + 1)
     np.testing.assert_array_equal(np.diff(inputs_NT[:, 0]), 16)
@@ -91,7 +93,7 @@ def test_training_windows_are_cut_elsewhere_in_every_epoch_and_keyed_by_seed_and
 
 def test_shifted_windows_stay_inside_the_text() -> None:
     for size in range(32, 50):
-        split = WindowSplit.training("train", np.arange(10, 10 + size), preprocess_of(16), 0)
+        split = WindowSplit.training("train", np.arange(10, 10 + size), preprocess_of(16), 16, 0)
         for epoch in range(30):
             inputs_NT, target_NT = all_of(split, epoch)
             assert (inputs_NT > 0).all()
@@ -99,13 +101,22 @@ def test_shifted_windows_stay_inside_the_text() -> None:
 
 
 def test_plain_training_windows_stay_where_they_are() -> None:
-    split = WindowSplit.training("train", np.arange(10, 210), preprocess_of(16), 3)
+    split = WindowSplit.training("train", np.arange(10, 210), preprocess_of(16), 16, 3)
     plain = split.plain()
     assert len(plain) == len(split)
     assert plain.plain() is plain
     np.testing.assert_array_equal(plain.targets, split.targets)
     for epoch in (0, 1):
         np.testing.assert_array_equal(all_of(plain, epoch)[1], plain.targets)
+
+
+def test_evaluation_windows_may_be_longer_than_those_of_training(tmp_path: Path) -> None:
+    data = build(tmp_path, evaluation_length=60, context=40)
+    assert all_of(data.train)[0].shape[1] == 16
+    assert all_of(data.validation)[0].shape == (3, 60)
+    assert data.spec.inputs[0].longest == 60
+    whole = build(tmp_path, evaluation_length=5000)
+    assert all_of(whole.validation)[0].shape == (1, 100)
 
 
 def test_the_text_is_split_in_its_order(tmp_path: Path) -> None:

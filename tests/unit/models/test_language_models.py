@@ -15,15 +15,17 @@ from fmdist.models.base import ModelConfig
 
 SIZE, LONGEST = 11, 9
 SPEC = DataSpec((InputSpec("tokens", (None,), "int64", SIZE, LONGEST),), TargetSpec("tokens", size=SIZE))
+CACHE = lstm_lm.CacheConfig()
 SMALL: list[ModelConfig] = [
     gpt.Config(layers=2, width=16, heads=2),
     gpt.Config(layers=1, width=16, heads=4, tied=False),
     lstm_lm.Config(embedding=6, hidden=8, layers=2),
     lstm_lm.Config(embedding=6, hidden=8, tied=True),
+    lstm_lm.Config(embedding=6, hidden=8, cache=CACHE),
 ]
 
 each_model = pytest.mark.parametrize(
-    "config", SMALL, ids=lambda config: f"{config.kind()}-{'tied' if config.tied else 'free'}"
+    "config", SMALL, ids=["gpt-tied", "gpt", "lstm", "lstm-tied", "lstm-cache"]
 )
 
 
@@ -85,6 +87,31 @@ def test_lstm_matches_cells_stepped_by_hand() -> None:
         for step in range(7):
             hidden, memory = cell(model.embedding(tokens_BT[:, step]), (hidden, memory))
             torch.testing.assert_close(found[:, step], model.output(hidden))
+
+
+@pytest.mark.parametrize("hidden", [8, 16])
+def test_the_cache_is_the_sum_over_earlier_positions(hidden: int) -> None:
+    cache = lstm_lm.CacheConfig(sharpness=3.0, weight=0.7)
+    generator = torch.Generator().manual_seed(3)
+    logits_BTK = torch.randn(2, LONGEST, SIZE, generator=generator)
+    states_BTH = torch.randn(2, LONGEST, hidden, generator=generator)
+    tokens_BT = tokens(2, LONGEST)
+    found_BTK = lstm_lm.with_cache(logits_BTK, states_BTH, tokens_BT, cache).exp()
+    for row in range(2):
+        for now in range(LONGEST):
+            counts_K = logits_BTK[row, now].softmax(dim=0)
+            for past in range(now):
+                cosine = torch.cosine_similarity(states_BTH[row, now], states_BTH[row, past], dim=0)
+                counts_K[tokens_BT[row, past + 1]] += 0.7 * torch.exp(3.0 * (cosine - 1))
+            torch.testing.assert_close(found_BTK[row, now], counts_K / counts_K.sum())
+
+
+def test_the_cache_is_for_evaluation_only() -> None:
+    plain, copying = (built(lstm_lm.Config(hidden=8, dropout=0, cache=cache)) for cache in (None, CACHE))
+    repeated = tokens(1, 3).repeat(1, 3)
+    assert not torch.allclose(plain(repeated).softmax(dim=2), copying(repeated).exp())
+    copying.train()
+    torch.testing.assert_close(plain(repeated), copying(repeated))
 
 
 @pytest.mark.slow  # transformers takes seconds to import

@@ -44,6 +44,14 @@ def guesses(right: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.int6
     return np.eye(10, dtype=np.float32)[answers], target
 
 
+def bounds_of(
+    task: Classification, outputs: NDArray[np.float32], target: NDArray[np.int64], seed: int
+) -> tuple[float, float]:
+    found = confidence_interval(task, outputs, target, seed)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [7, 64, 10_000])
 def test_batches_do_not_change_the_scores(data: DataSplits, task: Classification, batch_size: int) -> None:
     evaluated = evaluate(task, task.roles(), data.test, batch_size, CPU)
@@ -87,7 +95,7 @@ def test_rows_alone_give_the_splits_outputs(data: DataSplits, task: Classificati
 
 def test_the_interval_is_that_of_a_binomial(task: Classification) -> None:
     outputs, target = guesses(right=850, size=1000)
-    low, high = confidence_interval(task, outputs, target, seed=1)
+    low, high = bounds_of(task, outputs, target, seed=1)
     margin = 1.96 * np.sqrt(0.85 * 0.15 / 1000)
     assert low < 0.85 < high
     assert (low, high) == pytest.approx((0.85 - margin, 0.85 + margin), abs=0.007)
@@ -98,10 +106,10 @@ def test_the_interval_is_that_of_a_binomial(task: Classification) -> None:
 def test_other_metrics_are_resampled(data: DataSplits) -> None:
     task = classification.Config(primary="f1_macro").build(data.spec, Modules(mlp.Config()))
     outputs, target = guesses(right=850, size=1000)
-    low, high = confidence_interval(task, outputs, target, seed=1)
+    low, high = bounds_of(task, outputs, target, seed=1)
     assert 0.8 < low < score(task, outputs, target)["f1_macro"] < high < 0.9
-    assert (low, high) == confidence_interval(task, outputs, target, seed=1)
-    assert (low, high) != confidence_interval(task, outputs, target, seed=2)
+    assert (low, high) == bounds_of(task, outputs, target, seed=1)
+    assert (low, high) != bounds_of(task, outputs, target, seed=2)
 
 
 @pytest.mark.slow
@@ -110,14 +118,14 @@ def test_the_interval_covers_what_is_true(task: Classification) -> None:
     covered = 0
     for draw in range(20):
         outputs, target = guesses(right=random.binomial(60, 0.8), size=60)
-        low, high = confidence_interval(task, outputs, target, seed=draw)
+        low, high = bounds_of(task, outputs, target, seed=draw)
         covered += low <= 0.8 <= high
     assert covered >= 17  # of 20 at 95%: fewer have a probability of 2%
 
 
 def test_all_right_is_not_certain(task: Classification) -> None:
     outputs, target = guesses(right=50, size=50)
-    low, high = confidence_interval(task, outputs, target, seed=0)
+    low, high = bounds_of(task, outputs, target, seed=0)
     assert low == pytest.approx(50 / (50 + 1.959964**2))
     assert high == 1.0
 
