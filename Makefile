@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Each in processes of its own: exporters and runtimes don't bear forks and each other in one for long.
-SUITES := cli contract faults golden integration parity unit
+SUITES := cli contract faults golden integration parity unit/compression unit/models unit/training
 
 .PHONY: demo test check sweep bench bench-families install clean
 
@@ -11,7 +11,9 @@ demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
 	$(BIN)/fmdist run recipes/digits.yaml
 
 test: check  ## Everything: lint, types, layers, all tests.
-	for suite in $(SUITES); do $(BIN)/python -m pytest -m "slow and not sweep" -n 2 --dist loadgroup tests/$$suite || exit 1; done
+	failed=0; for suite in $(SUITES); do \
+	    $(BIN)/python -m pytest -m "slow and not sweep" -n 2 --dist loadgroup tests/$$suite || failed=1; \
+	done; exit $$failed
 
 check: $(STAMP)  ## Lint, types, layers and the fast tests.
 	$(BIN)/ruff format --check .

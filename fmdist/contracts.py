@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """One batch: every input of the `DataSpec` by name, ``target``, and ``index`` (B,) int64, the sample keys.
 
-Values are tensors with the batch first; a task with ragged targets (boxes) may use lists.
+Values are tensors with the batch first, or lists of a tensor per sample where targets are ragged (boxes);
+rules and metrics see the padded `Dataset.targets` instead.
 """
 
 Roles = Mapping[str, "nn.Module"]
@@ -109,7 +110,11 @@ class Draw(NamedTuple):
 
 
 class Dataset(Protocol):
-    """One split of a data set; `torch.utils.data.DataLoader` reads it by whole batches."""
+    """One split of a data set; `torch.utils.data.DataLoader` reads it by whole batches.
+
+    Online sources are data sets too: their length says how many samples an epoch has, and each batch is made
+    when it is asked for, keyed by its `Draw` (with ``train.workers: 0``, between two steps).
+    """
 
     targets: NDArray[Any]
     """(N, ...) as `TargetSpec` says of a batch."""
@@ -144,6 +149,8 @@ class Phase:
     role: str
     loss: Callable[[Roles, Batch, torch.Generator], LossOut]
     every: int = 1
+    after: Callable[[Roles], None] | None = None
+    """Called after each of its updates: lets another role follow this one, as a delayed copy does."""
 
 
 class Task(Protocol):

@@ -37,6 +37,7 @@ from fmdist.compression.subject import (
 from fmdist.environment import ARTIFACT, hardware, versions
 from fmdist.errors import CheckpointError
 from fmdist.tasks import decoding
+from fmdist.training.signals import EndAtOnce
 
 _OWNER = "subject.json"
 _MODEL_FOLDERS = {"openvino": "openvino", "onnxruntime": "onnx"}
@@ -65,14 +66,15 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
         CompressionError: if an export isn't faithful, a pass changed nothing, or the budget was missed.
         CapabilityError: if the model's exports can't be scored.
         DependencyMissing: if the extra ``compress`` is not installed.
+        Interrupted: by SIGTERM or SIGINT; finished stages are kept.
     """
     component.require("compress", needed_by="fmdist compress")
     _check_owner(output, subject)
-    with storage.lock(output):
+    with EndAtOnce("finished stages are kept; the same command goes on") as ending, storage.lock(output):
         storage.remove_leftovers(output)
         _check_owner(output, subject)
         _own(output, subject)
-        stages = Stages(output)
+        stages = Stages(output, ending.check)
         exported = _export(subject, config, stages)
         passes: list[Done] = []
         for position, settings in enumerate(config.passes):

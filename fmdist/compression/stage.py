@@ -41,11 +41,17 @@ Work = Callable[[], tuple[dict[str, Any], list[str]]]
 
 
 class Stages:
-    """Runs the stages of one artifact in order and numbers them."""
+    """Runs the stages of one artifact in order and numbers them.
 
-    def __init__(self, output: Path) -> None:
+    Args:
+        output: the artifact's folder.
+        between: called before each stage; may raise, to end the work there.
+    """
+
+    def __init__(self, output: Path, between: Callable[[], None] = lambda: None) -> None:
         self.output = output
         self.done: list[Done] = []
+        self._between = between
 
     def run(self, name: str, inputs: Mapping[str, Any], work: Work) -> Done:
         """Return the stage's outcome, from its marker if ``inputs`` and its files are unchanged.
@@ -55,6 +61,7 @@ class Stages:
             inputs: settings and hashes that decide the outcome, as JSON values.
             work: does it.
         """
+        self._between()
         numbered = f"{len(self.done) + 1:02d}-{name}"
         folder = self.output / FOLDER / numbered
         key = _digest(inputs)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,10 +48,8 @@ class Engine:
         """Return the batch on the engine's device."""
         if not self._moves:
             return batch
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        placed: Batch = send_to_device(batch, self.device, non_blocking=True)
+        return placed
 
     def backward(self, loss_sum: Tensor, count: float) -> None:
         """Add the gradients of ``loss_sum / count``."""

@@ -34,7 +34,7 @@ def evaluate(
 
     The modules are in evaluation mode meanwhile, and back in their mode afterwards.
     """
-    metrics, rule = task.metrics(), task.decoding()
+    rule = task.decoding()
     rows: list[NDArray[np.float32]] = []
     modes = {name: module.training for name, module in roles.items()}
     try:
@@ -45,10 +45,10 @@ def evaluate(
             if stop is not None and stop.signal is not None:
                 return None
             rows.append(decoding.rows(rule, run, as_arrays(batch), batch_size))
-            metrics.update(torch.from_numpy(rows[-1]), batch["target"])
     finally:
         _restore(roles, modes)
-    return as_floats(metrics.compute()), np.concatenate(rows)
+    all_rows = np.concatenate(rows)
+    return score(task, all_rows, dataset.targets), all_rows
 
 
 def runner(task: Task, roles: Roles, device: torch.device) -> Run:
@@ -65,8 +65,8 @@ def runner(task: Task, roles: Roles, device: torch.device) -> Run:
 
 
 def as_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
-    """Return a batch for the rules, which know no torch."""
-    return {name: value.numpy() for name, value in batch.items()}
+    """Return a batch's tensors for the rules, which know no torch and no lists."""
+    return {name: value.numpy() for name, value in batch.items() if isinstance(value, Tensor)}
 
 
 def score(task: Task, rows: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:

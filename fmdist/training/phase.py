@@ -81,6 +81,8 @@ class PhaseTrainer:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.update()
+        if self.phase.after is not None:
+            self.phase.after(roles)
         self._count(loss_sum, outs)
         watch.lap("optimizer")
 

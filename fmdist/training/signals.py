@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the loop reads between two steps."""
+"""SIGTERM and SIGINT: a flag that the loop reads between two steps, or an end at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from fmdist.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -48,3 +50,44 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class EndAtOnce:
+    """While entered, SIGTERM and SIGINT end the work with `Interrupted`, for work that is kept in stages.
+
+    The handler raises KeyboardInterrupt, which may come to light in a callback or a destructor of a library
+    that swallows it; `check` between two stages, or leaving, then ends the work.
+
+    Args:
+        saved: what was kept, for the message.
+    """
+
+    def __init__(self, saved: str) -> None:
+        self._saved = saved
+        self._signal: int | None = None
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> EndAtOnce:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, KeyboardInterrupt) or error is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self._signal is not None:
+            raise Interrupted(self._signal, self._saved)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._process:
+            self._signal = number
+        raise KeyboardInterrupt

@@ -60,6 +60,19 @@ def table(folder: Path) -> dict[str, Any]:
     return {"path": str(folder / "table.csv"), "target": "buys"}
 
 
+def columns(folder: Path, kind: str) -> dict[str, Any]:
+    """A table with two columns to predict."""
+    random = np.random.default_rng(6)
+    with (folder / "columns.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "sum", "product"])
+        for a, b in random.normal(size=(80, 2)):
+            found = (a + b, a * b)
+            writer.writerow([a, b, *(found if kind == "value" else (int(value > 0) for value in found))])
+    path = str(folder / "columns.csv")
+    return {"kind": "table", "path": path, "target": ["sum", "product"], "target_kind": kind}
+
+
 SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{
         function.__name__: function
@@ -75,6 +88,8 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 VARIANTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "digits_plain": lambda folder: {"kind": "digits", "normalize": False},
+    "labels": lambda folder: columns(folder, "labels"),
+    "values": lambda folder: columns(folder, "value"),
     **id_samples.VARIANTS,
 }
 """Further data sets: name -> a function that writes it and returns the ``data`` mapping with its kind."""

@@ -61,8 +61,8 @@ class Family:
         return self.model_config.export(module, task.inputs)
 
 
-def find_family(task: str, model: str, folder: Path, built: dict[str, DataSplits]) -> Family | None:
-    """Return the pair over the first data set that both take; None if there is none.
+def find_family(task: str, model: str, folder: Path, built: dict[str, DataSplits]) -> Family:
+    """Return the pair over the first data set that both take.
 
     Args:
         task: kind.
@@ -79,7 +79,8 @@ def find_family(task: str, model: str, folder: Path, built: dict[str, DataSplits
         except CapabilityError:
             continue
         return family
-    return None
+    message = f"no data set has what task '{task}' and model '{model}' take"
+    raise LookupError(message)
 
 
 def build_data(name: str, folder: Path) -> DataSplits:

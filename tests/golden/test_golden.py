@@ -36,9 +36,6 @@ def test_losses_are_those_recorded(task: str, model: str, folder: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     expected = RECORDED["losses"].get(f"{task}-{model}")
-    if losses is None:
-        assert expected is None
-        pytest.skip("no data set has what both take")
     assert expected is not None, "record it: python -m tests.golden.record"
     if exact:
         assert losses == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +79,13 @@ def test_every_plugin_is_held_to_its_independence() -> None:
     ]
     kinds = [kind for group in ("models", "tasks", "data") for kind in component.kinds(group).values()]
     assert set(contract["modules"]) == {kind.module for kind in kinds}
+
+
+def test_every_slow_test_is_in_a_suite_of_make_test() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    suites = re.findall(r"^SUITES := (.*)$", makefile, re.MULTILINE)[0].split()
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text("utf-8")]
+    left_out = [
+        path for path in marked if not any(ROOT / "tests" / suite in path.parents for suite in suites)
+    ]
+    assert [name_of(path) for path in left_out if path.name != "test_house.py"] == []
