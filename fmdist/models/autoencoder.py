@@ -19,7 +19,7 @@ class Config(ModelConfig):
     Source: Hinton & Salakhutdinov 2006 (doi:10.1126/science.1127647).
     """
 
-    form: ClassVar[str] = "latent"
+    form: ClassVar[str] = "autoencoder"
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     """Units of the encoder's hidden layers, from the input on; empty for a linear autoencoder."""
@@ -29,7 +29,7 @@ class Config(ModelConfig):
     """Activation after each hidden layer."""
 
     def build(self, spec: DataSpec, outputs: int) -> Autoencoder:
-        """Return a module of the form ``latent``; ``outputs`` is not used."""
+        """Return a module of the form ``autoencoder``; ``outputs`` is not used."""
         shape = fixed_shape(spec, self.kind())
         widths = [math.prod(shape), *self.hidden, self.latent]
         encoder = nn.Sequential(nn.Flatten(), *perceptron(widths, self.activation))

@@ -62,7 +62,8 @@ FORMS = {
     "outputs": "forward(*inputs) -> (B, outputs)",
     "language": "forward(tokens_BT) -> logits (B, T, outputs), causal",
     "pair": "forward(source_BS, prefix_BT) -> logits (B, T, outputs), causal in the prefix",
-    "latent": "encode(x) and decode(z_BZ), with `latent`, the size Z",
+    "autoencoder": "encode(x) -> z_BZ and decode(z_BZ), with `latent`, the size Z",
+    "variational": "encode(x) -> mean_BZ and log_variance_BZ, and decode(z_BZ), with `latent`, the size Z",
     "adversaries": "nn.ModuleDict of generator(z_BZ) -> x and discriminator(x) -> (B, 1), with `latent`",
     "scores": "forward(user_B, item_B, ...) -> (B, 1) and rank(user_B, ...) -> (B, items)",
 }

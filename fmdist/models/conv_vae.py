@@ -19,7 +19,7 @@ class Config(ModelConfig):
     Source: Kingma & Welling 2013 (arXiv:1312.6114).
     """
 
-    form: ClassVar[str] = "latent"
+    form: ClassVar[str] = "variational"
 
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(32, 64), min_length=1)
     """Channels after each halving of height and width."""
@@ -31,7 +31,7 @@ class Config(ModelConfig):
     """Activation after each layer but the last."""
 
     def build(self, spec: DataSpec, outputs: int) -> VariationalAutoencoder:
-        """Return a module of the form ``latent``; ``outputs`` is not used."""
+        """Return a module of the form ``variational``; ``outputs`` is not used."""
         halvings = len(self.channels)
         depth, height, width = image_input(spec, self.kind(), smallest=2**halvings)
         places = sizes(height, width, halvings)

@@ -1,4 +1,4 @@
-"""Modules with a latent code: what the families of form ``latent`` build.
+"""Modules with a latent code: what the families of forms ``autoencoder`` and ``variational`` build.
 
 Shapes: B batch, D values of an input, Z latent variables.
 """
@@ -19,8 +19,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 class Autoencoder(nn.Module):
     """A code per input, and back."""
 
-    variational = False
-
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int) -> None:
         super().__init__()
         self.encoder = encoder
@@ -40,8 +38,6 @@ class Autoencoder(nn.Module):
 
 class VariationalAutoencoder(nn.Module):
     """A normal distribution of codes per input, and back (Kingma & Welling 2013, arXiv:1312.6114)."""
-
-    variational = True
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from fmdist.models.latent import Activation, VariationalAutoencoder, perceptron
 class Config(ModelConfig):
     """Encoder and decoder mirror each other (Kingma & Welling 2013, arXiv:1312.6114)."""
 
-    form: ClassVar[str] = "latent"
+    form: ClassVar[str] = "variational"
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (256, 128)
     """Units of the encoder's hidden layers, from the input on."""
@@ -26,7 +26,7 @@ class Config(ModelConfig):
     """Activation after each hidden layer."""
 
     def build(self, spec: DataSpec, outputs: int) -> VariationalAutoencoder:
-        """Return a module of the form ``latent``; ``outputs`` is not used."""
+        """Return a module of the form ``variational``; ``outputs`` is not used."""
         shape = fixed_shape(spec, self.kind())
         widths = [math.prod(shape), *self.hidden]
         encoder = perceptron([*widths, 2 * self.latent], self.activation)

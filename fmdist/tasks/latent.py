@@ -1,4 +1,4 @@
-"""What the tasks on models of the form ``latent`` share.
+"""What the tasks on models with a latent code share.
 
 Shapes: B batch, D values of an input, Z latent variables.
 """
@@ -21,9 +21,8 @@ CHUNK = 1024
 
 
 class Latent(Protocol):
-    """A module of the form ``latent``; `encode` of a variational one returns mean and log variance."""
+    """A module of the form ``autoencoder`` or ``variational``."""
 
-    variational: bool
     latent: int
 
     def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -60,18 +59,6 @@ def data_input(spec: DataSpec, task: str) -> InputSpec:
             fix="use data of images or tables",
         )
     return first
-
-
-def check_variational(module: nn.Module, wanted: bool, task: str, other: str) -> None:
-    """Raise `CapabilityError` if the model's code is a number where a distribution is wanted, or reversed."""
-    if getattr(module, "variational", wanted) != wanted:
-        raise CapabilityError(
-            field="task.kind",
-            problem=f"'{task}' trains models whose encoder gives "
-            + ("a distribution, and this one gives a code" if wanted else "a code, not a distribution"),
-            value=task,
-            fix=f"use task.kind '{other}', or another model.kind",
-        )
 
 
 def read_inputs(dataset: Dataset, name: str) -> list[NDArray[np.float32]]:

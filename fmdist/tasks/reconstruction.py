@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Phase, Roles
 from fmdist.tasks.base import SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import error_rows
-from fmdist.tasks.latent import check_variational, data_input, latent_model, mean_of, read_inputs
+from fmdist.tasks.latent import data_input, latent_model, mean_of, read_inputs
 from fmdist.tasks.noise import normal
 
 
@@ -27,7 +27,7 @@ class Config(TaskConfig):
     With data.normalize that is standard deviations of the training split.
     """
 
-    needs: ClassVar[str] = "latent"
+    needs: ClassVar[str] = "autoencoder"
 
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of normal noise added to training inputs, which the model learns to remove
@@ -38,9 +38,7 @@ class Config(TaskConfig):
     def build(self, spec: DataSpec, model: ModelBuilder) -> Reconstruction:
         """Return the task; see `TaskConfig.build`."""
         data_input(spec, self.kind())
-        module = model.build(spec, 0)
-        check_variational(module, False, self.kind(), "variational")
-        return Reconstruction(self, spec, Reconstructor(module))
+        return Reconstruction(self, spec, Reconstructor(model.build(spec, 0)))
 
 
 class Reconstructor(nn.Module):

@@ -21,7 +21,6 @@ from fmdist.tasks.base import SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import log_likelihood
 from fmdist.tasks.latent import (
     check_unit,
-    check_variational,
     data_input,
     latent_model,
     latent_size,
@@ -34,7 +33,7 @@ from fmdist.tasks.noise import normal
 class Config(TaskConfig):
     """The evidence lower bound (ELBO) of Kingma & Welling 2013 (arXiv:1312.6114)."""
 
-    needs: ClassVar[str] = "latent"
+    needs: ClassVar[str] = "variational"
 
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     """Of an input given its code: `gaussian` around the decoder's values, or `bernoulli` for pixels in
@@ -54,9 +53,7 @@ class Config(TaskConfig):
     def build(self, spec: DataSpec, model: ModelBuilder) -> Variational:
         """Return the task; see `TaskConfig.build`."""
         data_input(spec, self.kind())
-        module = model.build(spec, 0)
-        check_variational(module, True, self.kind(), "reconstruction")
-        return Variational(self, spec, Reparametrized(module))
+        return Variational(self, spec, Reparametrized(model.build(spec, 0)))
 
 
 class Reparametrized(nn.Module):

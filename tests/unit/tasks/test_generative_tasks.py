@@ -16,7 +16,6 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from fmdist.contracts import DataSpec, Draw, InputSpec, TargetSpec, Task
 from fmdist.errors import CapabilityError, DataError
 from fmdist.models import autoencoder, conv_vae, vae
-from fmdist.models.base import ModelConfig
 from fmdist.stages.modules import Modules
 from fmdist.tasks import noise, reconstruction, variational
 from fmdist.tasks.decoding import answer, decode, feed, rows
@@ -112,7 +111,6 @@ class TestClosedForms:
 class Linear(nn.Module):
     """p(x|z) = N(z, deviation^2): log p(x) and the posterior are known. ``shift`` spoils the posterior."""
 
-    variational = True
     latent = 1
 
     def __init__(self, deviation: float, shift: float) -> None:
@@ -267,18 +265,6 @@ class TestReconstruction:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("task", "model", "other"),
-        [
-            (reconstruction.Config(), vae.Config(), "variational"),
-            (variational.Config(), autoencoder.Config(), "reconstruction"),
-        ],
-    )
-    def test_the_other_sort_of_autoencoder(self, task: Any, model: ModelConfig, other: str) -> None:
-        with pytest.raises(CapabilityError, match=other) as caught:
-            task.build(PIXELS, Modules(model))
-        assert caught.value.problems[0].field == "task.kind"
-
     @pytest.mark.parametrize("task", [reconstruction.Config(), variational.Config()])
     def test_tokens(self, task: Any) -> None:
         text = DataSpec((InputSpec("tokens", (None,), "int64", 9, 4),), TargetSpec("class", ("a", "b")), 2)
@@ -303,12 +289,9 @@ def test_an_artifact_is_scored_without_its_models_code() -> None:
 
 
 def test_forms_say_what_tasks_rely_on() -> None:
-    for model, distribution in (
-        (vae.Config(), True),
-        (conv_vae.Config(), True),
-        (autoencoder.Config(), False),
-    ):
+    for model in (vae.Config(), conv_vae.Config(), autoencoder.Config()):
         module: Any = model.build(PIXELS, 0)
         latent: Latent = module
-        assert latent.variational == distribution
+        code = latent.encode(torch.zeros(2, 1, 4, 4))
+        assert isinstance(code, tuple) == (model.form == "variational")
         assert latent.decode(torch.zeros(2, latent.latent)).shape == (2, 1, 4, 4)
