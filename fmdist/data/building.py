@@ -54,7 +54,7 @@ def build_splits(
     parts = split_rows(raw, rows, split, seed)
     far_out = outliers(raw, parts["train"], clean)
     parts["train"] = np.setdiff1d(parts["train"], far_out)
-    _check_training(raw, parts["train"])
+    _check_training(raw, rows, parts["train"])
     preprocess = raw.preprocess.fit(chunks(raw.values, parts["train"]), normalize)
 
     # 4. Ready to be read by batches.
@@ -95,8 +95,8 @@ def _tell_copies(copies: int, conflicts: int, clean: CleanConfig) -> None:
         )
 
 
-def _check_training(raw: RawData, train: Rows) -> None:
-    """Refuse a training split that cleaning or an unstratified split left with nothing to learn."""
+def _check_training(raw: RawData, rows: Rows, train: Rows) -> None:
+    """Refuse a training split that cleaning or an unstratified split left with too little to learn."""
     labels = raw.targets[train]
     if len(train) == 0 or (raw.target.kind == "class" and len(np.unique(labels)) < 2):
         raise DataError(
@@ -106,6 +106,13 @@ def _check_training(raw: RawData, train: Rows) -> None:
             else "no rows are left",
             value=f"{len(train)} rows",
             fix="stratify the split, or raise data.clean.outlier_threshold",
+        )
+    if raw.target.kind == "class" and len(missing := np.setdiff1d(raw.targets[rows], labels)):
+        raise DataError(
+            field="data.split",
+            problem="classes that the training split doesn't have",
+            value=[raw.target.names[label] for label in missing],
+            fix="stratify the split, add samples of them, or leave them out of the data",
         )
 
 

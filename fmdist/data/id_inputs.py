@@ -54,7 +54,7 @@ def _tell_unknown(raw: Raw, preprocess: IdPreprocess) -> None:
         unknown = sorted(set(raw[side.name]) - set(side.names))
         if unknown:
             logger.warning(
-                "%d %ss were not in the training data, such as '%s'; they are answered for as an average one",
+                "%d %s(s) were not in the training data, such as '%s': answered for as an average one",
                 len(unknown),
                 side.name,
                 unknown[0],

@@ -56,20 +56,8 @@ class TextConfig(DataConfig):
         return self
 
     def build(self, seed: int, quarantine: Path | None = None) -> DataSplits:
-        """Read, clean, split and tokenize; see `DataConfig.build`.
-
-        Raises:
-            DataError: also if a class is missing from the training split.
-        """
+        """Read, clean, split and tokenize; see `DataConfig.build`."""
         splits = super().build(seed, quarantine)
-        pairs = zip(splits.spec.target.names, splits.spec.counts, strict=True)
-        if missing := [name for name, count in pairs if not count]:
-            raise DataError(
-                field="data.split",
-                problem="classes that the training split doesn't have",
-                value=missing,
-                fix="stratify the split, add texts of them, or leave them out of the data",
-            )
         preprocess = splits.preprocess
         assert isinstance(preprocess, TextPreprocess)
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}

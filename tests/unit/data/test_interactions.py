@@ -307,7 +307,7 @@ def test_users_and_pairs_are_read_for_predictions(
         names, raw = read_inputs([tmp_path / "ask.csv"], [], ratings)
     assert names == [f"{tmp_path / 'ask.csv'}:1", f"{tmp_path / 'ask.csv'}:2"]
     assert raw.tolist() == [("u1", "i1"), ("nobody", "i2")]
-    assert "1 users were not in the training data, such as 'nobody'" in caplog.text
+    assert "1 user(s) were not in the training data, such as 'nobody'" in caplog.text
     ranking = make(**values, feedback="implicit").build(0).preprocess
     names, raw = read_inputs([tmp_path / "ask.csv"], ["u5"], ranking)
     assert names[0] == "u5"
