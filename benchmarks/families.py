@@ -26,7 +26,7 @@ from fmdist import storage
 RECIPES = ROOT / "recipes"
 FILE = RESULTS / "families.json"
 SNIPPET = re.compile(r"^#\s+python - <<'END'\n(.*?)^#\s+END$", re.MULTILINE | re.DOTALL)
-BAR = re.compile(r"^#\s+bar\s+(\S+) at (least|most) ([\d.]+)", re.MULTILINE)
+BAR = re.compile(r"^#\s+bar\s+(\S+) at (least|most) (-?[\d.]+)", re.MULTILINE)
 NEEDS = re.compile(r"\bruns/([A-Za-z0-9_]+)")
 COLUMNS = ("recipe", "model", "data", "metric", "value", "baseline", "bar", "INT8 drop", "INT8 size", "CPU s")
 
