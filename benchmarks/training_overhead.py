@@ -129,7 +129,7 @@ def plain(case: Case, task: Task, turns: Turns) -> Tensor:
     """Train with a plain loop; return the same."""
     torch.set_num_threads(1)
     config = case.recipe.train
-    plan = BatchPlan(len(case.data.train), config.batch_size, seed=0)
+    plan = BatchPlan(len(case.data.train), config.batch_size, 0, drop_last=config.drop_last)
     step = case.plain(task, LEARNING_RATE)
     generator = torch.Generator()
     for module in task.roles().values():
@@ -152,8 +152,9 @@ def build(case: Case) -> Task:
 
 def compare(case: Case) -> dict[str, Any]:
     """Return both sides' step times and the ratio of ten runs side by side."""
-    steps = BatchPlan(len(case.data.train), case.recipe.train.batch_size, 0).steps_per_epoch
-    counted = (steps * case.recipe.train.epochs // case.turn - 1) * case.turn
+    settings = case.recipe.train
+    plan = BatchPlan(len(case.data.train), settings.batch_size, 0, drop_last=settings.drop_last)
+    counted = (plan.steps_per_epoch * settings.epochs // case.turn - 1) * case.turn
     pairs, furthest = [], 0.0
     for pair in range(PAIRS):
         turns = Turns(case.turn)
