@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +14,16 @@ from pydantic import Field
 
 from fmdist.contracts import TargetSpec
 from fmdist.data.base import DataConfig
+from fmdist.data.class_folders import list_class_files
 from fmdist.data.config import Location
 from fmdist.data.image_files import SUFFIXES, FileValues, decode_image
 from fmdist.data.preprocess import CHUNK, ImagePreprocess
 from fmdist.data.raw import ArrayValues, BadRecord, RawData, Values, digest
-from fmdist.errors import DataError, did_you_mean
+from fmdist.errors import DataError
 
 REQUIRES = ("vision",)
 
-logger = logging.getLogger(__name__)
-
 Side = Annotated[int, Field(ge=1, le=8192)]
-
-_PUBLISHED = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-"""Folder -> split, in the layout that is already split."""
-
-
-class _File(NamedTuple):
-    path: Path
-    label: int
-    split: str
 
 
 class Config(DataConfig):
@@ -50,6 +33,8 @@ class Config(DataConfig):
     """Folder that holds one folder per class, or ``train`` (with ``val``, ``test``) that hold them."""
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
     """Size that the model sees, in pixels: one number for a square, or [height, width]."""
+    leave_out: list[str] = Field(default_factory=list)
+    """Names of folders that are no class."""
     mode: Literal["L", "RGB"] = "RGB"
     """``L`` for grey (one channel), ``RGB`` for colour (three)."""
     resize: Literal["crop", "stretch"] | None = "crop"
@@ -61,7 +46,7 @@ class Config(DataConfig):
 
     def read(self) -> RawData:
         """Decode every file once, to find unreadable ones and copies; keep them if they fit."""
-        names, files = _list_files(self.root)
+        names, files = list_class_files(self.root, SUFFIXES, self.leave_out)
         size = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
         shape = (1 if self.mode == "L" else 3, size[0], size[1])
         like = ImagePreprocess(shape, self.mode, self.resize)
@@ -73,64 +58,13 @@ class Config(DataConfig):
         good = [file for file in files if str(file.path) not in unreadable]
         return RawData(
             values=values,
-            targets=np.array([file.label for file in good], np.int64),
-            target=TargetSpec("class", names),
+            targets=np.array([names.index(file.label) for file in good], np.int64),
+            target=TargetSpec("class", tuple(names)),
             preprocess=like,
             sources=[str(file.path) for file in good],
             bad=bad,
             published=np.array([file.split for file in good], dtype=np.str_),
         )
-
-
-def _list_files(root: Path) -> tuple[tuple[str, ...], list[_File]]:
-    if not root.is_dir():
-        raise DataError(field="data.root", problem="no such directory", value=str(root))
-    folders = _folders(root)
-    published = (
-        (root / "train").is_dir() and _folders(root / "train") and all(f.name in _PUBLISHED for f in folders)
-    )
-    parts = {folder: _PUBLISHED[folder.name] for folder in folders} if published else {root: "train"}
-    names = tuple(folder.name for folder in _folders(root / "train" if published else root))
-    if len(names) < 2:
-        raise DataError(
-            field="data.root",
-            problem="fewer than two class folders",
-            value=f"{root}: {', '.join(names) or 'none'}",
-            allowed="one folder of images for each of two or more classes",
-        )
-    files = []
-    for part, split in parts.items():
-        for folder in _folders(part):
-            if folder.name not in names:
-                raise DataError(
-                    field=str(folder),
-                    problem="a class that the training folder doesn't have",
-                    value=folder.name,
-                    allowed=", ".join(names),
-                    fix=did_you_mean(folder.name, names),
-                )
-            files += [_File(path, names.index(folder.name), split) for path in _images(folder)]
-    return names, files
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not images:
-        raise DataError(
-            field=str(folder),
-            problem="a class folder without images",
-            value=f"{len(files)} other file(s)",
-            allowed=f"files that end in {', '.join(SUFFIXES)}",
-            fix="add images, or remove the folder",
-        )
-    if len(images) < len(files):
-        logger.warning("%s: %d file(s) that are no images are ignored", folder, len(files) - len(images))
-    return images
 
 
 def _decode(paths: Sequence[Path], like: ImagePreprocess, keep: bool) -> tuple[Values, list[BadRecord]]:

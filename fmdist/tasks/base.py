@@ -1,4 +1,4 @@
-"""What the supervised tasks share: one model, one phase, a loss that is a sum over a known count."""
+"""What most tasks share: one model, one phase, a loss that is a sum over a known count."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TaskConfig(ComponentConfig):
         raise NotImplementedError
 
 
-class SupervisedTask:
-    """One model from the data's inputs to (B, K) outputs, trained against the batch's ``target``."""
+class OneModelTask:
+    """One model from the data's inputs, in one phase, whose loss is summed over samples."""
 
     primary: tuple[str, Literal["max", "min"]]
 

@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 
 
 class Config(TaskConfig):
@@ -70,7 +70,7 @@ class Config(TaskConfig):
         return Classification(self, spec, model.build(spec, len(spec.target.names)))
 
 
-class Classification(SupervisedTask):
+class Classification(OneModelTask):
     """Shapes: B batch, K classes or labels; targets int64 (B,) for classes, float32 (B, K) for labels."""
 
     def __init__(self, config: Config, spec: DataSpec, model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import TASK_HINT, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, TaskConfig, choose_primary
 from fmdist.tasks.decoding.language import CHARACTERS, CORRECT, NLL, TOKENS, token_characters
 
 
@@ -49,7 +49,7 @@ class Config(TaskConfig):
         return LanguageModeling(self, spec, model.build(spec, spec.target.size))
 
 
-class LanguageModeling(SupervisedTask):
+class LanguageModeling(OneModelTask):
     """Targets int64 (B, T): the token after each position, 0 where none is scored."""
 
     def __init__(self, config: Config, spec: DataSpec, model: nn.Module) -> None:

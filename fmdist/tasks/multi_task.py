@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError, did_you_mean
 from fmdist.recipe.schema import Section
-from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 
 
 class HeadConfig(Section):
@@ -114,7 +114,7 @@ def _head(features: int, head: HeadConfig) -> nn.Module:
     return nn.Sequential(nn.Linear(features, head.hidden), nn.ReLU(), nn.Linear(head.hidden, outputs))
 
 
-class MultiTask(SupervisedTask):
+class MultiTask(OneModelTask):
     """Targets float32 (B, K): labels of zeros and ones, or values."""
 
     def __init__(

@@ -19,7 +19,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
 from fmdist.tasks import decoding
-from fmdist.tasks.base import TASK_HINT, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, TaskConfig, choose_primary
 from fmdist.tasks.ranking import NDCG, HitRate, Recall
 
 _USER_REG, _ITEM_REG, _ROUNDS = 15.0, 10.0, 10
@@ -84,7 +84,7 @@ class Centred(nn.Module):
         return ratings_B1
 
 
-class RatingPrediction(SupervisedTask):
+class RatingPrediction(OneModelTask):
     """Targets float32 (B, 1)."""
 
     def __init__(self, config: Config, spec: DataSpec, model: Centred) -> None:
@@ -122,7 +122,7 @@ class RatingPrediction(SupervisedTask):
         return decoding.rows(self.decoding(), run, asked, len(part))
 
 
-class Ranking(SupervisedTask):
+class Ranking(OneModelTask):
     """Targets int64 (B, L): positions of wanted items, padded with -1; in training (B, 1), the item."""
 
     def __init__(self, config: Config, spec: DataSpec, model: nn.Module) -> None:

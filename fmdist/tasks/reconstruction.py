@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Phase, Roles
-from fmdist.tasks.base import SummedLoss, TaskConfig, choose_primary
+from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.tasks.base import OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import error_rows
 from fmdist.tasks.latent import data_input, latent_model, mean_of, read_inputs
 from fmdist.tasks.noise import normal
@@ -56,36 +56,14 @@ class Reconstructor(nn.Module):
         return model.decode(code_BZ)
 
 
-class Reconstruction:
+class Reconstruction(OneModelTask):
     """Targets are not used: any data of images or tables will do."""
 
     def __init__(self, config: Config, spec: DataSpec, model: Reconstructor) -> None:
-        self.spec = spec
-        self.inputs = spec.inputs
+        super().__init__(spec, model)
         self.primary = choose_primary(config.primary or "mse", {"mse": "min", "mae": "min"})
         self._noise = config.noise
         self._name = spec.inputs[0].name
-        self._roles = {"model": model}
-
-    def roles(self) -> dict[str, nn.Module]:
-        """Return ``{"model": module}``."""
-        return dict(self._roles)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """Return the only phase."""
-        return (Phase("model", self.loss),)
-
-    def count(self, batch: Batch) -> float:
-        """Return the number of samples."""
-        return len(batch[self._name])
-
-    def served(self, roles: Roles) -> nn.Module:
-        """Return the model: inputs to reconstructions."""
-        return roles["model"]
-
-    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return None: each training sample once per epoch."""
-        return None
 
     def loss(self, roles: Roles, batch: Batch, generator: torch.Generator) -> LossOut:
         """Return the mean squared error of each sample, summed over samples."""

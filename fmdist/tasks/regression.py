@@ -14,7 +14,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, 
 
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 
 
 class Config(TaskConfig):
@@ -58,7 +58,7 @@ class Rescaled(nn.Module):
         return values_BK
 
 
-class Regression(SupervisedTask):
+class Regression(OneModelTask):
     """Shapes: B batch, K targets; targets float32 (B, K)."""
 
     def __init__(self, config: Config, spec: DataSpec, model: Rescaled) -> None:

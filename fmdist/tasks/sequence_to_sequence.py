@@ -18,7 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from fmdist import component
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
-from fmdist.tasks.base import TASK_HINT, SummedLoss, SupervisedTask, TaskConfig, choose_primary
+from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.beam import END
 from fmdist.tasks.decoding.language import written_texts
 from fmdist.tasks.decoding.translation import LOSS, TEXT, TOKENS
@@ -60,7 +60,7 @@ class Config(TaskConfig):
         return SequenceToSequence(self, spec, model.build(spec, spec.target.size))
 
 
-class SequenceToSequence(SupervisedTask):
+class SequenceToSequence(OneModelTask):
     """Targets int64 (B, T), padded with 0; the model's outputs are logits (B, T, V)."""
 
     def __init__(self, config: Config, spec: DataSpec, model: nn.Module) -> None:

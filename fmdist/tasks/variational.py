@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 
-from fmdist.contracts import Batch, Dataset, DataSpec, InputSpec, LossOut, ModelBuilder, Phase, Roles
-from fmdist.tasks.base import SummedLoss, TaskConfig, choose_primary
+from fmdist.contracts import Batch, Dataset, DataSpec, InputSpec, LossOut, ModelBuilder, Roles
+from fmdist.tasks.base import OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import log_likelihood
 from fmdist.tasks.latent import (
     check_unit,
@@ -76,14 +76,14 @@ class Reparametrized(nn.Module):
         return torch.cat([model.decode(code_BZ).flatten(1), mean_BZ, log_variance_BZ], dim=1)
 
 
-class Variational:
+class Variational(OneModelTask):
     """Targets are not used: any data of images or tables will do."""
 
     def __init__(self, config: Config, spec: DataSpec, model: Reparametrized) -> None:
-        self.spec = spec
+        super().__init__(spec, model)
         data = spec.inputs[0]
         self._latent = latent_size(model.model)
-        self.inputs: tuple[InputSpec, ...] = (
+        self.inputs = (
             data,
             InputSpec("noise", (self._latent,)),
             InputSpec("posterior", (1,)),
@@ -91,31 +91,10 @@ class Variational:
         self._config = config
         self._name = data.name
         self._size = math.prod(size or 1 for size in data.shape)
-        self._roles = {"model": model}
         self.primary = choose_primary(
             config.primary or "elbo",
             {"elbo": "max", "iw_bound": "max", "reconstruction": "max", "kl": "min", "bits_per_dim": "min"},
         )
-
-    def roles(self) -> dict[str, nn.Module]:
-        """Return ``{"model": module}``."""
-        return dict(self._roles)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """Return the only phase."""
-        return (Phase("model", self.loss),)
-
-    def count(self, batch: Batch) -> float:
-        """Return the number of samples."""
-        return len(batch[self._name])
-
-    def served(self, roles: Roles) -> nn.Module:
-        """Return the model, as `Reparametrized.forward` says."""
-        return roles["model"]
-
-    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return None: each training sample once per epoch."""
-        return None
 
     def loss(self, roles: Roles, batch: Batch, generator: torch.Generator) -> LossOut:
         """Return beta * KL - log p(x|z), in nats, with one draw per sample, summed over samples.

@@ -168,13 +168,19 @@ def test_sizes_modes_and_other_files(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
     data = config(tmp_path, image_size=[4, 6], mode="L").build(0)
     assert data.spec.inputs[0].shape == (1, 4, 6)
-    assert "1 file(s) that are no images are ignored" in caplog.text
+    assert "1 file(s) of another kind are ignored" in caplog.text
+
+
+def test_folders_that_are_no_class_are_left_out(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "notes").mkdir()
+    assert config(tmp_path, leave_out=["notes"]).build(0).spec.target.names == ("cat", "dog")
 
 
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "fish").mkdir()
-    with pytest.raises(DataError, match=r"fish: a class folder without images"):
+    with pytest.raises(DataError, match=r"fish: a class folder without files of the right kind"):
         config(tmp_path).build(0)
 
 
@@ -185,10 +191,10 @@ def test_fewer_than_two_classes_are_refused(classes: tuple[str, ...], tmp_path: 
         config(tmp_path).build(0)
 
 
-def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
+def test_parts_of_different_classes_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test", classes=("cat", "dogs"))
-    with pytest.raises(DataError, match="Did you mean 'dog'"):
+    with pytest.raises(DataError, match=r"a class of the other parts has no folder here, got \['dog'\]"):
         config(tmp_path).build(0)
 
 
