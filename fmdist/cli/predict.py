@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,29 @@ def _option(text: str) -> tuple[str, float | int | str]:
 
 
 def _line(answer: dict[str, Any]) -> str:
-    """Return one answer in one line; probabilities from the highest, at most five."""
+    """Return one answer in one line; probabilities from the highest, at most five.
+
+    What is no number and no text, such as a generated image, is only named.
+    """
     if "text" in answer:
         return f"{answer['input']}: {answer['text']}"
     if "items" in answer:
         return f"{answer['input']}: {', '.join(str(item['name']) for item in answer['items'])}"
     if "values" in answer:
-        said = ", ".join(f"{name} = {value:.6g}" for name, value in answer["values"].items())
-        return f"{answer['input']}: {said}"
+        return f"{answer['input']}: {_numbers(answer['values'])}"
+    if "probabilities" not in answer:
+        return f"{answer['input']}: {_scores(answer)}"
     given = answer["label"] if "label" in answer else ", ".join(answer["labels"]) or "(none)"
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:5]
     return f"{answer['input']}: {given}  ({', '.join(f'{name} {p:.1%}' for name, p in ranked)})"
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {value:.6g}" for name, value in values.items())
+
+
+def _scores(answer: Mapping[str, Any]) -> str:
+    """Return an answer's numbers, and where the rest of it is."""
+    numbers = _numbers({name: value for name, value in answer.items() if isinstance(value, int | float)})
+    rest = ", ".join(f"the {name} is in --json" for name, value in answer.items() if isinstance(value, list))
+    return f"{numbers} ({rest})" if numbers and rest else numbers or rest

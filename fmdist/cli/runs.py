@@ -32,21 +32,21 @@ def _list(folder: Path) -> Answer:
         )
     found = [_read(path.parent) for path in sorted(folder.glob("*/run.json"))]
     if not found:
-        return Answer([], f"no runs in {folder}")
+        return Answer({"runs": []}, f"no runs in {folder}")
     rows = [
         [
             run["name"],
             run["status"],
-            run["epoch"],
-            run["step"],
+            run.get("epoch"),
+            run.get("step"),
             f"{run['primary']['name']} {run['primary']['value']:.4g}" if _scored(run) else None,
-            console.human_duration(run["seconds"]),
+            console.human_duration(run["seconds"]) if "seconds" in run else None,
             f"{console.human_duration(_age_s(run['updated']))} ago",
         ]
         for run in found
     ]
     columns = ["run", "status", "epochs", "steps", "primary metric", "duration", "updated"]
-    return Answer(found, console.table("", columns, rows))
+    return Answer({"runs": found}, console.table("", columns, rows))
 
 
 def _compare(folder: Path, first: str, second: str) -> Answer:
@@ -55,7 +55,7 @@ def _compare(folder: Path, first: str, second: str) -> Answer:
     paths = [_find(folder, name) for name in (first, second)]
     left, right = (_read(path) for path in paths)
     recipes = [_flat(_recipe(path)) for path in paths]
-    metrics = [_flat(run["metrics"]) for run in (left, right)]
+    metrics = [_flat(run.get("metrics", {})) for run in (left, right)]
     data: dict[str, Any] = {
         "runs": [str(path) for path in paths],
         "recipe": _differences(*recipes),
@@ -88,11 +88,12 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return a run's record; its position and metrics stand there once training has ended or was stopped."""
     from fmdist.errors import CheckpointError
     from fmdist.storage import read_json
 
     run = read_json(path / "run.json")
-    needed = {"name", "status", "updated", "seconds", "epoch", "step", "primary", "metrics"}
+    needed = {"name", "status", "updated"}
     if not isinstance(run, dict) or needed - run.keys():
         missing = sorted(needed - set(run)) if isinstance(run, dict) else sorted(needed)
         raise CheckpointError(
@@ -108,7 +109,7 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 
 def _scored(run: Mapping[str, Any]) -> bool:
-    return bool(run["primary"]) and run["primary"]["value"] is not None
+    return bool(run.get("primary")) and run["primary"]["value"] is not None
 
 
 def _age_s(updated: str) -> float:

@@ -160,6 +160,7 @@ def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stage
         "float_only": dict(subject.export.float_only),
         "data": subject.splits.record,
         "metric": subject.task.primary,
+        "versions": versions(ARTIFACT),
     }
     return stages.run(settings.kind(), inputs, work)
 
@@ -175,6 +176,7 @@ def _verify(subject: Subject, stages: Stages) -> Done:
         "probes": subject.export.probes,
         "hardware": hardware(),
         "metric": subject.task.primary,
+        "versions": versions(ARTIFACT),
     }
     return stages.run("verify", inputs, work)
 
@@ -189,6 +191,7 @@ def _benchmark(subject: Subject, config: CompressConfig, stages: Stages) -> Done
         "config": config.benchmark.model_dump(mode="json"),
         # Figures of another machine are no figures of this one.
         "hardware": hardware(),
+        "versions": versions(ARTIFACT),
     }
     return stages.run("benchmark", inputs, work)
 

@@ -62,8 +62,9 @@ def score(task: Task, rows: NDArray[np.float32], targets: NDArray[Any]) -> dict[
     Raises:
         CompressionError: if rows or a metric aren't finite.
     """
-    values = score_rows(task, rows, targets)
-    if not np.isfinite(rows).all() or not all(map(math.isfinite, values.values())):
+    finite = bool(np.isfinite(rows).all())
+    values = score_rows(task, rows, targets) if finite else {}  # for nan some raise errors of their own
+    if not finite or not all(map(math.isfinite, values.values())):
         raise CompressionError(
             field="compress",
             problem="the model's outputs or metrics are not finite",

@@ -16,6 +16,7 @@ from fmdist.data.augment import image_augment
 from fmdist.data.cleaning import check_targets, not_finite, outliers, quarantine, without_copies
 from fmdist.data.config import AugmentConfig, CleanConfig, SplitConfig
 from fmdist.data.preprocess import ImagePreprocess, Preprocess
+from fmdist.data.preprocess import moments as column_moments
 from fmdist.data.raw import BadRecord, RawData, Rows, chunks
 from fmdist.data.splits import DataSplits, Split
 from fmdist.data.splitting import NAMES, split_rows
@@ -48,7 +49,7 @@ def build_splits(
     if clean.duplicates == "drop":
         rows = unique
     if copies:
-        _tell_copies(copies, conflicts, clean)
+        _tell_copies(copies, conflicts, clean, together=raw.groups is not None)
 
     # 3. Split; from here on the training split alone decides.
     parts = split_rows(raw, rows, split, seed)
@@ -83,9 +84,15 @@ def build_splits(
     )
 
 
-def _tell_copies(copies: int, conflicts: int, clean: CleanConfig) -> None:
+def _tell_copies(copies: int, conflicts: int, clean: CleanConfig, together: bool) -> None:
     if clean.duplicates == "drop":
         logger.warning("%d duplicate rows were dropped, %d of them with another target", copies, conflicts)
+    elif together:
+        logger.warning(
+            "%d duplicate rows were kept, each in the split of its first, %d of them with another target",
+            copies,
+            conflicts,
+        )
     else:
         logger.warning(
             "%d duplicate rows were kept, %d of them with another target: the same row may be trained on and "
@@ -125,8 +132,8 @@ def _spec(raw: RawData, train: Rows, preprocess: Preprocess) -> DataSpec:
     elif target.kind == "labels":
         counts = tuple(targets.sum(axis=0).astype(int).tolist())
     elif target.kind == "value":
-        columns = targets.astype(np.float64)
-        moments = tuple(zip(columns.mean(axis=0).tolist(), columns.std(axis=0).tolist(), strict=True))
+        means, deviations = column_moments(targets.astype(np.float64))
+        moments = tuple(zip(means.tolist(), deviations.tolist(), strict=True))
     return DataSpec(
         preprocess.inputs, preprocess.target(target), len(train), counts, moments, preprocess.tokenizers
     )

@@ -122,7 +122,7 @@ def ranking_splits(pairs: DataSplits, negatives: int, seed: int) -> DataSplits:
         positions = preprocess.item.encode(raw["item"])["item"] - 1
         cold[name] = int((positions < 0).sum())
         warm = positions >= 0
-        wanted = grouped(raw["user"][warm], positions[warm])
+        wanted = _distinct(grouped(raw["user"][warm], positions[warm]))
         if not wanted:
             raise DataError(
                 field="data.split",
@@ -156,6 +156,11 @@ def grouped(users: NDArray[np.object_], positions: NDArray[np.int64]) -> Lists:
     for user, position in zip(users.tolist(), positions.tolist(), strict=True):
         lists.setdefault(user, []).append(position)
     return lists
+
+
+def _distinct(lists: Lists) -> Lists:
+    """Return the lists without repetitions: an answer names an item once, and so it is wanted once."""
+    return {user: list(dict.fromkeys(positions)) for user, positions in lists.items()}
 
 
 def for_ranking(preprocess: IdPreprocess, seen: Lists) -> IdPreprocess:

@@ -102,7 +102,8 @@ class Config(DataConfig):
     rating: str | None = "rating"
     """Column of the rating; null where there is none (implicit feedback)."""
     timestamp: str | None = None
-    """Column of the time, a number; null without one."""
+    """Column of the time, a number; null without one. Equal times are in the file's order. A pair that is
+    there several times counts from its earliest time, and `clean.duplicates: drop` keeps that row."""
     delimiter: Delimiter | None = None
     """What separates the cells; null takes a tab for `.tsv`, else a comma."""
     feedback: Literal["ratings", "implicit"] = "ratings"
@@ -115,7 +116,7 @@ class Config(DataConfig):
     holdout: Literal["random", "leave_one_out"] = "random"
     """`random`: rows, in the shares of `split`. `leave_one_out`: of every user with three interactions or
     more the last (by `timestamp`, else in the file) for the test and the one before for validation; `split`
-    then divides nothing."""
+    then divides nothing. Either way all rows of a pair, if they are kept, are in one split."""
     negatives: int = Field(default=4, ge=1)
     """Implicit feedback: items per interaction that the user has not met, drawn anew in every epoch."""
     user_features: FeaturesConfig | None = None
@@ -171,9 +172,11 @@ class Config(DataConfig):
                 logger.info("%d interactions are rated below data.min_rating", int((~liked).sum()))
                 good = good[liked]
             ratings = np.ones(len(ratings))
+        pairs = _numbered(users[good], items[good])
+        good = good[_earliest_first(pairs, times[good])]
         values = np.empty(len(good), [("user", object), ("item", object)])
         values["user"], values["item"] = users[good], items[good]
-        published = _last_out(values["user"], values["item"], times[good]) if self._leaves_one_out else None
+        published = _last_out(values["user"], pairs, times[good]) if self._leaves_one_out else None
         return RawData(
             values=ArrayValues(values),
             targets=ratings[good].astype(np.float32)[:, None],
@@ -186,6 +189,7 @@ class Config(DataConfig):
             sources=[file.source(row) for row in good],
             bad=[*file.bad, *(BadRecord(file.source(row), reasons[row]) for row in sorted(reasons))],
             published=published,
+            groups=pairs,
         )
 
     @property
@@ -243,20 +247,39 @@ def _note(
         reasons.setdefault(int(row), f"column '{column}': {texts[row]!r} is {problem}")
 
 
+def _numbered(users: NDArray[np.object_], items: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Return the number of every row's pair of a user and an item; pairs count from 0 as they come."""
+    numbers: dict[tuple[str, str], int] = {}
+    pairs = zip(users.tolist(), items.tolist(), strict=True)
+    return np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int64, len(users))
+
+
+def _earliest_first(pairs: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the order of rows in which each pair's rows, on the places that they had, are ordered by time.
+
+    >>> _earliest_first(np.array([0, 1, 0, 2]), np.array([7.0, 9.0, 5.0, 0.0])).tolist()
+    [2, 1, 0, 3]
+    """
+    order = np.empty(len(pairs), np.int64)
+    # lexsort is stable: equal times stay in the file's order.
+    order[np.argsort(pairs, kind="stable")] = np.lexsort((times, pairs))
+    return order
+
+
 def _last_out(
-    users: NDArray[np.object_], items: NDArray[np.object_], times: NDArray[np.float64]
+    users: NDArray[np.object_], pairs: NDArray[np.int64], times: NDArray[np.float64]
 ) -> NDArray[np.str_]:
-    """Return the split of every row: of each user's items, each at its first row, the last two are held out.
+    """Return the split of every row: the last two pairs of each user are held out, with all their rows.
+
+    A pair's first row, its earliest, says when it was.
 
     Raises:
         DataError: if no user has enough items.
     """
-    first: dict[tuple[str, str], int] = {}
     rows_of: dict[str, list[int]] = {}
-    for row, pair in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
-        if first.setdefault(pair, row) == row:
-            rows_of.setdefault(pair[0], []).append(row)
-    splits = np.full(len(users), "train", "<U10")
+    _, firsts = np.unique(pairs, return_index=True)
+    for row in firsts.tolist():
+        rows_of.setdefault(users[row], []).append(row)
     enough = [rows for rows in rows_of.values() if len(rows) >= _LEAST_EACH]
     if not enough:
         raise DataError(
@@ -265,10 +288,11 @@ def _last_out(
             allowed=f"at least {_LEAST_EACH} of some user",
             fix="use holdout: random",
         )
+    split_of_pair = np.full(len(firsts), "train", "<U10")
     for rows in enough:
         ordered = sorted(rows, key=lambda row: (times[row], row))
-        splits[ordered[-2]], splits[ordered[-1]] = "validation", "test"
-    return splits
+        split_of_pair[pairs[ordered[-2]]], split_of_pair[pairs[ordered[-1]]] = "validation", "test"
+    return np.asarray(split_of_pair[pairs])
 
 
 def _read_movielens(path: Path) -> TableFile:

@@ -43,17 +43,18 @@ class _TrainingDraws:
 
 @dataclass(frozen=True)
 class _EvaluationDraws:
-    """Every sample once, in order."""
+    """Every sample of this rank's stretch once, in order."""
 
-    size: int
+    start: int
+    end: int
     batch_size: int
 
     def __iter__(self) -> Iterator[Draw]:
-        for start in range(0, self.size, self.batch_size):
-            yield Draw(0, np.arange(start, min(start + self.batch_size, self.size)))
+        for start in range(self.start, self.end, self.batch_size):
+            yield Draw(0, np.arange(start, min(start + self.batch_size, self.end)))
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-(self.end - self.start) // self.batch_size)
 
 
 def training_loader(
@@ -88,9 +89,12 @@ def training_loader(
     return _loader(dataset, _TrainingDraws(plan, start, epochs, rank, world_size, accumulate), workers)
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader[Batch]:
-    """Return a loader that yields every sample once, in order."""
-    return _loader(dataset, _EvaluationDraws(len(dataset), batch_size), workers)
+def evaluation_loader(
+    dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Batch]:
+    """Return a loader that yields every sample of this rank's stretch of the split once, in order."""
+    start, end = (len(dataset) * number // world_size for number in (rank, rank + 1))
+    return _loader(dataset, _EvaluationDraws(start, end, batch_size), 0)
 
 
 def _check_division(plan: BatchPlan, world_size: int, accumulate: int) -> None:

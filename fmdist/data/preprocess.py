@@ -172,6 +172,7 @@ class Column:
     name: str
     mean: float = 0.0
     std: float = 1.0
+    """0 if all training rows had the same number: nothing is known of others, so that each becomes 0."""
     categories: tuple[str, ...] | None = None
     """None for a numeric column; else one feature each. A category that isn't listed is all zeros."""
 
@@ -221,7 +222,9 @@ class TablePreprocess(Preprocess):
         at = 0
         for column in self.columns:
             part = features[:, at : at + column.width]
-            if column.categories is None:
+            if column.categories is None and column.std == 0:
+                part[:] = 0
+            elif column.categories is None:
                 part[:, 0] = (raw[column.name] - column.mean) / column.std
             else:
                 code = {category: index for index, category in enumerate(column.categories)}
@@ -251,9 +254,24 @@ def _fit(column: Column, rows: Raw, normalize: bool) -> Column:
         return replace(column, categories=tuple(sorted(set(cells))))
     if not normalize:
         return column
-    return replace(column, mean=float(cells.mean()), std=float(_nonzero(cells.std())))
+    mean, std = moments(cells)
+    return replace(column, mean=float(mean), std=float(std))
 
 
-def _nonzero(std: Any) -> NDArray[np.float64]:
-    """Return ``std`` with 1 for a constant channel or column, which so becomes 0 and not nan."""
+def moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation over the first axis; of a constant exactly that constant and 0.
+
+    The mean of many times 0.1 is only nearly 0.1, and so the deviation only nearly 0: nothing to divide by.
+
+    >>> [part.tolist() for part in moments(np.array([[0.1, 1], [0.1, 3], [0.1, 5], [0.1, 7]]))]
+    [[0.1, 4.0], [0.0, 2.23606797749979]]
+    """
+    first, constant = values[0], values.min(axis=0) == values.max(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum of huge constants, which isn't used
+        mean, std = values.mean(axis=0), values.std(axis=0)
+    return np.where(constant, first, mean), np.where(constant, 0.0, std)
+
+
+def _nonzero(std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``std`` with 1 for a channel of one value, which so becomes 0 and not nan."""
     return np.where(std > 0, std, 1.0)

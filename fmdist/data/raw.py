@@ -88,6 +88,8 @@ class RawData:
     bad: Sequence[BadRecord] = ()
     published: NDArray[np.str_] | None = None
     """``train``, ``validation`` or ``test`` for every row, where the data set is published in splits."""
+    groups: Rows | None = None
+    """A number for every row, where rows of the same number must come into the same split."""
 
 
 def digest(content: bytes) -> bytes:

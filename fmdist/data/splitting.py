@@ -15,7 +15,7 @@ def split_rows(raw: RawData, rows: Rows, config: SplitConfig, seed: int) -> dict
     """Divide ``rows`` into three ascending, disjoint parts.
 
     Published splits are kept; those that are not published are cut from the published training rows, in the
-    proportions of ``config``.
+    proportions of ``config``. Of rows in groups, it is the groups that are divided, each by its first row.
 
     Raises:
         DataError: if a class has fewer rows than there are splits to fill, or a split would be empty.
@@ -24,7 +24,8 @@ def split_rows(raw: RawData, rows: Rows, config: SplitConfig, seed: int) -> dict
     parts: dict[SplitName, Rows] = {name: rows[published == name] for name in NAMES}
     wanted = [name for name in NAMES if name == "train" or len(parts[name]) == 0]
     shares = np.array([getattr(config, name) for name in wanted])
-    pool = parts["train"]
+    everyone = parts["train"]
+    pool = everyone if raw.groups is None else _firsts(everyone, raw.groups)
     groups = [pool]
     if config.stratify and raw.target.kind == "class":
         groups = [pool[raw.targets[pool] == label] for label in range(len(raw.target.names))]
@@ -36,8 +37,17 @@ def split_rows(raw: RawData, rows: Rows, config: SplitConfig, seed: int) -> dict
         ends = np.cumsum(_sizes(len(group), shares / shares.sum()))[:-1]
         cut.append(np.split(random.permutation(group), ends))
     for name, pieces in zip(wanted, zip(*cut, strict=True), strict=True):
-        parts[name] = np.sort(np.concatenate(pieces))
+        found = np.sort(np.concatenate(pieces))
+        if raw.groups is not None:
+            found = everyone[np.isin(raw.groups[everyone], raw.groups[found])]
+        parts[name] = found
     return parts
+
+
+def _firsts(rows: Rows, groups: Rows) -> Rows:
+    """Return the first of ``rows`` of every group, ascending."""
+    _, first = np.unique(groups[rows], return_index=True)
+    return rows[np.sort(first)]
 
 
 def _sizes(total: int, shares: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[int]:

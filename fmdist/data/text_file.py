@@ -56,7 +56,8 @@ class Config(DataConfig):
     length: int = Field(default=256, ge=2)
     """Tokens of a training window: how far back the model learns to look."""
     evaluation_length: int | None = Field(default=None, ge=2)
-    """Tokens of an evaluation window, and what text generation sees at most; null: as many as `length`."""
+    """Tokens of an evaluation window, `length` or more, and what the model sees at most, also where it
+    generates text; null: as many as `length`."""
     context: int = Field(default=64, ge=0)
     """Tokens of an evaluation window that are given and not scored, less than it holds."""
     split: TextSplitConfig = Field(default_factory=TextSplitConfig)
@@ -68,6 +69,12 @@ class Config(DataConfig):
 
     @model_validator(mode="after")
     def _fits_a_running_text(self) -> Self:
+        if self._longest < self.length:
+            message = (
+                f"evaluation_length ({self._longest}) must be at least length ({self.length}), since a model "
+                "takes no longer windows than it is evaluated on; raise it or remove it, or lower data.length"
+            )
+            raise ValueError(message)
         if self.context >= self._longest:
             message = f"context ({self.context}) must be less than an evaluation window ({self._longest})"
             raise ValueError(message)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -136,8 +137,13 @@ def _unusable(item: Labelled) -> str:
     return "" if item.label.strip() else "no label"
 
 
-def _ordered(labels: set[str]) -> list[str]:
+def _ordered(labels: Iterable[str]) -> list[str]:
+    """Return labels by number, and those of one number by text; by text alone if some are no numbers."""
+    texts = sorted(labels)
     try:
-        return sorted(labels, key=float)
+        numbers = {text: float(text) for text in texts}
     except ValueError:
-        return sorted(labels)
+        return texts
+    if any(map(math.isnan, numbers.values())):  # nan is neither before nor after a number
+        return texts
+    return sorted(texts, key=numbers.__getitem__)

@@ -67,6 +67,7 @@ class Gpt(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = None if config.tied else nn.Linear(config.width, outputs, bias=False)
+        self.read_elsewhere = ("embedding",) if config.tied else ()
         cos_TD, sin_TD = rotary_tables(context, config.width // config.heads)
         self.register_buffer("cosines", cos_TD, persistent=False)
         self.register_buffer("sines", sin_TD, persistent=False)
@@ -84,8 +85,10 @@ class Gpt(nn.Module):
         hidden_BTW = self.dropout(self.embedding(tokens_BT))
         for block in self.blocks:
             hidden_BTW = block(hidden_BTW, cos_TD, sin_TD)
-        weight_KW = self.embedding.weight if self.head is None else self.head.weight
-        return functional.linear(self.norm(hidden_BTW), weight_KW)
+        if self.head is None:
+            return functional.linear(self.norm(hidden_BTW), self.embedding.weight)
+        logits_BTK: Tensor = self.head(self.norm(hidden_BTW))
+        return logits_BTK
 
 
 class Block(nn.Module):

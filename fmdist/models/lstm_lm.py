@@ -66,6 +66,7 @@ class LstmLanguageModel(nn.Module):
     def __init__(self, config: Config, vocabulary: int, outputs: int) -> None:
         super().__init__()
         self.tied = config.tied
+        self.read_elsewhere = ("embedding",) if config.tied else ()
         self.cache = config.cache
         self.embedding = nn.Embedding(vocabulary, config.embedding)
         self.dropout = nn.Dropout(config.dropout)

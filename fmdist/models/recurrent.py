@@ -46,6 +46,8 @@ class RecurrentConfig(ModelConfig):
 class RecurrentNet(nn.Module):
     """Equal to torch's own bidirectional layers on packed sequences, and exportable with B and T free."""
 
+    in_step = (("forwards", "backwards"),)
+
     def __init__(self, config: RecurrentConfig, vocabulary: int, outputs: int) -> None:
         super().__init__()
         self.pooling = config.pooling

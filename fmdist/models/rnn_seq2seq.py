@@ -47,6 +47,8 @@ class Config(ModelConfig):
 class RnnSeq2Seq(nn.Module):
     """Padding of the source is never read; that of the prefix is at the end, after all that counts."""
 
+    in_step = (("ahead", "back"),)
+
     def __init__(self, config: Config, source_size: int, target_size: int, outputs: int) -> None:
         super().__init__()
         hidden, layers = config.hidden, config.layers

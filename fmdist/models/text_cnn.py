@@ -34,6 +34,8 @@ class Config(ModelConfig):
 class TextCNN(nn.Module):
     """Shapes: B batch, T time, E embedding, C filters of one width, K outputs."""
 
+    side_by_side = ("convolutions",)
+
     def __init__(self, config: Config, vocabulary: int, outputs: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=0)

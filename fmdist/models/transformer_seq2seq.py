@@ -87,6 +87,7 @@ class TransformerSeq2Seq(nn.Module):
             norm_first=True,
         )
         self.head = None if config.tied else nn.Linear(config.width, outputs)
+        self.read_elsewhere = ("source",) if config.tied else ()
 
     def forward(self, source_BS: Tensor, prefix_BT: Tensor) -> Tensor:
         """Return logits (B, T, V) of the token after each position of the prefix."""
@@ -108,7 +109,7 @@ class TransformerSeq2Seq(nn.Module):
 
     def _embedded(self, table: nn.Embedding, ids_BT: Tensor) -> Tensor:
         """Return the embeddings (B, T, D) with the positions added."""
-        width = table.embedding_dim
+        width = self.transformer.d_model
         positions_TD = sinusoids(ids_BT.shape[1], width).to(table.weight)
         embedded_BTD: Tensor = self.dropout(table(ids_BT) * math.sqrt(width) + positions_TD)
         return embedded_BTD

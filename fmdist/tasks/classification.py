@@ -22,6 +22,7 @@ from torchmetrics.classification import (
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
 from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
+from fmdist.tasks.decoding.direct import given
 
 
 class Config(TaskConfig):
@@ -112,12 +113,14 @@ class Classification(OneModelTask):
                 },
                 compute_groups=False,
             )
+        threshold = self._config.threshold
+        # torchmetrics' checks refuse a single label, which it counts as it does several.
         return MetricCollection(
             {
                 "loss": loss,
-                "accuracy": MultilabelAccuracy(size, self._config.threshold, average="micro"),
-                "f1_macro": MultilabelF1Score(size, self._config.threshold, average="macro"),
-                "exact_match": MultilabelExactMatch(size, self._config.threshold),
+                "accuracy": LabelAccuracy(size, threshold, average="micro", validate_args=False),
+                "f1_macro": LabelF1Score(size, threshold, average="macro", validate_args=False),
+                "exact_match": LabelExactMatch(size, threshold, validate_args=False),
             },
             compute_groups=False,
         )
@@ -158,7 +161,7 @@ class Classification(OneModelTask):
             )
             if config.focal_gamma:
                 right_BK = torch.sigmoid(logits_BK) * target + torch.sigmoid(-logits_BK) * (1 - target)
-                losses_BK = losses_BK * (1 - right_BK) ** config.focal_gamma
+                losses_BK = losses_BK * _focal(right_BK, config.focal_gamma)
             return losses_BK.mean(dim=1).sum(), len(target)
         loss_sum = functional.cross_entropy(
             logits_BK,
@@ -171,7 +174,7 @@ class Classification(OneModelTask):
             soft = target.is_floating_point()
             share_BK = target if soft else functional.one_hot(target, logits_BK.shape[1])
             right_B = (logits_BK.softmax(dim=1) * share_BK).sum(dim=1)
-            loss_sum = (loss_sum * (1 - right_B) ** config.focal_gamma).sum()
+            loss_sum = (loss_sum * _focal(right_B, config.focal_gamma)).sum()
         if weights_K is None or target.is_floating_point():
             return loss_sum, len(target)
         return loss_sum, float(weights_K[target].sum())
@@ -198,6 +201,44 @@ class Classification(OneModelTask):
             for name in self._names:
                 mixed[name] = share * batch[name] + (1 - share) * batch[name].roll(1, 0)
         return mixed, share * target + (1 - share) * target.roll(1, 0)
+
+
+class LabelAccuracy(MultilabelAccuracy):
+    """The share of right labels, of logits (B, K)."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch: logits, and targets of zeros and ones (B, K)."""
+        super().update(_given(preds, self.threshold), target.int())
+
+
+class LabelF1Score(MultilabelF1Score):
+    """The harmonic mean of precision and recall, of logits (B, K)."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch: logits, and targets of zeros and ones (B, K)."""
+        super().update(_given(preds, self.threshold), target.int())
+
+
+class LabelExactMatch(MultilabelExactMatch):
+    """The share of samples of which all labels are right, of logits (B, K)."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch: logits, and targets of zeros and ones (B, K)."""
+        super().update(_given(preds, self.threshold), target.int())
+
+
+def _given(logits_BK: Tensor, threshold: float) -> Tensor:
+    """Return zeros and ones (B, K), by the code that answers.
+
+    torchmetrics would take logits that all happen to be in [0, 1] for probabilities.
+    """
+    chosen_BK = given(logits_BK.detach().float().cpu().numpy(), threshold)
+    return torch.from_numpy(chosen_BK.astype(np.int64)).to(logits_BK.device)
+
+
+def _focal(right: Tensor, gamma: float) -> Tensor:
+    """Return (1 - p)^gamma; its gradient stays finite at p = 1, where that of a root has a pole."""
+    return (1 - right).clamp(min=torch.finfo(right.dtype).eps) ** gamma
 
 
 def _balanced(spec: DataSpec) -> Tensor:

@@ -32,7 +32,7 @@ class HeadConfig(Section):
     hidden: int | None = Field(default=None, ge=1)
     """Units of a hidden layer of its own; null: the head is linear."""
     weight: float = Field(default=1.0, gt=0)
-    """Its part in the loss, over the sum of all heads' weights."""
+    """Its part in the loss, over the sum of all heads' weights; a teacher's part weighs all targets alike."""
 
 
 class Config(TaskConfig):
@@ -64,6 +64,14 @@ class Config(TaskConfig):
 
 
 def _check(heads: Mapping[str, HeadConfig], names: Sequence[str]) -> None:
+    twice = [name for name, times in Counter(map(plain, heads)).items() if times > 1]
+    if twice:
+        raise CapabilityError(
+            field="task.heads",
+            problem="names that differ in dots and underscores only",
+            value=[name for name in heads if plain(name) in twice],
+            fix="name the heads: task.heads",
+        )
     served = Counter(target for head in heads.values() for target in head.targets)
     for target in served:
         if target not in names:
@@ -87,13 +95,17 @@ class Heads(nn.Module):
 
     mean: Tensor
     std: Tensor
+    side_by_side = ("heads",)
+    head_prefix = "heads."
 
     def __init__(
         self, trunk: nn.Module, features: int, heads: Mapping[str, HeadConfig], spec: DataSpec
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.heads = nn.ModuleList(_head(features, head) for head in heads.values())
+        self.heads = nn.ModuleDict(
+            {f"{plain(name)}_head": _head(features, head) for name, head in heads.items()}
+        )
         order = [target for head in heads.values() for target in head.targets]
         self.columns = [order.index(name) for name in spec.target.names]
         moments = spec.moments or [(0.0, 1.0)] * len(order)
@@ -103,8 +115,13 @@ class Heads(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits or values (B, K)."""
         features_BF = functional.relu(self.trunk(*inputs))
-        outputs_BK = torch.cat([head(features_BF) for head in self.heads], dim=1)[:, self.columns]
+        outputs_BK = torch.cat([head(features_BF) for head in self.heads.values()], dim=1)[:, self.columns]
         return outputs_BK * self.std + self.mean
+
+
+def plain(name: str) -> str:
+    """Return a head's name without dots, which names of modules and metrics can't have and columns may."""
+    return name.replace(".", "_")
 
 
 def _head(features: int, head: HeadConfig) -> nn.Module:
@@ -133,7 +150,7 @@ class MultiTask(OneModelTask):
         self._metric = "accuracy" if self._labels else "mse"
         modes: dict[str, Literal["max", "min"]] = {"loss": "min"}
         for name in heads:
-            modes[f"{self._metric}_{name}"] = "max" if self._labels else "min"
+            modes[f"{self._metric}_{plain(name)}"] = "max" if self._labels else "min"
         self.primary = choose_primary(config.primary or "loss", modes)
 
     def loss(self, roles: Roles, batch: Batch, generator: torch.Generator) -> LossOut:
@@ -145,7 +162,7 @@ class MultiTask(OneModelTask):
         """Return the loss, and of each head the labels' accuracy, or the squared error over the variance."""
         measure = self._right if self._labels else self._losses
         metrics = {
-            f"{self._metric}_{name}": SummedLoss(partial(_over, columns, measure))
+            f"{self._metric}_{plain(name)}": SummedLoss(partial(_over, columns, measure))
             for name, columns in self._columns.items()
         }
         return MetricCollection({"loss": SummedLoss(self._loss_sum), **metrics}, compute_groups=False)

@@ -114,3 +114,7 @@ class _R2(R2Score):
     def update(self, outputs: Tensor, target: Tensor) -> None:
         outputs, target = outputs.double(), target.double()
         super().update(outputs.squeeze(1), target.squeeze(1))
+
+    def compute(self) -> Tensor:
+        """Return R2, or 0 of a single sample, which has no spread to explain."""
+        return super().compute() if self.total > 1 else torch.tensor(0.0, dtype=torch.float64)

@@ -66,6 +66,11 @@ def adapter_targets(module: nn.Module, config: LoraConfig, head: Collection[str]
     """
     uses = Counter(id(value) for _, value in module.named_parameters(remove_duplicate=False))
     closed = [name for name, part in module.named_modules() if isinstance(part, _CLOSED)]
+    read = {
+        f"{name}.{layer}" if name else layer
+        for name, part in module.named_modules()
+        for layer in getattr(part, "read_elsewhere", ())
+    }
     heads = {name.rpartition(".")[0] for name in head}
     layers: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -77,10 +82,16 @@ def adapter_targets(module: nn.Module, config: LoraConfig, head: Collection[str]
         part = layers[name]
         if not isinstance(part, ADAPTABLE):
             refused[name] = type(part).__name__
+        elif getattr(part, "groups", 1) > 1:
+            refused[name] = "a grouped convolution, with which no adapter can be merged"
         elif any(name.startswith(f"{outer}.") for outer in closed):
             refused[name] = "inside a layer of torch.nn that reads its weights itself"
         elif any(uses[id(value)] > 1 for value in part.parameters(recurse=False)):
             refused[name] = "shares its weights with another layer"
+        elif name in read:
+            refused[name] = "its weights are also read past the layer"
+        elif not any(type(part).forward is kind.forward for kind in ADAPTABLE):
+            refused[name] = f"{type(part).__name__} computes something of its own"
     if refused:
         raise CapabilityError(
             field="transfer.lora.targets",

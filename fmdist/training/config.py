@@ -106,7 +106,8 @@ class TrainConfig(Section):
     workers: int = Field(default=0, ge=0)
     """Processes that load batches; 0 loads in the training process."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """On a loss or gradient norm that is nan or infinite: stop before the update, or skip the update."""
+    """On a loss that is nan or infinite, or with `clip_norm` such a gradient norm: stop before the update, or
+    skip the update."""
     max_skipped: int = Field(default=10, ge=1)
     """Updates skipped in a row after which training stops all the same."""
     evaluate_every_epochs: int = Field(default=1, ge=1)

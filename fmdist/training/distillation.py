@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
 
-from fmdist.contracts import Batch, Dataset, InputSpec, LossOut, Phase, Roles, Task
+from fmdist.contracts import Batch, Dataset, Draw, InputSpec, LossOut, Phase, Roles, Task
 from fmdist.data.preprocess import Preprocess
 from fmdist.data.splits import DataSplits
 from fmdist.errors import CapabilityError, DataError
@@ -211,6 +211,13 @@ def distill(task: Task, config: DistillConfig, teacher: Teacher, data: DataSplit
             allowed="soft",
         )
     _check_target(task, teacher.task)
+    first = np.arange(min(len(data.train), 256))
+    if direct and task.count(data.train.__getitems__(Draw(0, first))) != len(first):
+        raise CapabilityError(
+            field="distill",
+            problem="the task's loss weighs samples differently, and the teacher's part of it doesn't",
+            fix="set task.class_weights: none; task.sampling: balanced draws rare classes more often instead",
+        )
     module = teacher.task.served(teacher.task.roles())
     if not config.noisy_student:
         _check_inputs(task, teacher, data)

@@ -20,6 +20,7 @@ from fmdist.contracts import DataSpec, Task
 from fmdist.errors import CapabilityError, CheckpointError, did_you_mean
 from fmdist.training.adapters import add_adapters
 from fmdist.training.layers import layers
+from fmdist.training.meaning import Meaning
 from fmdist.training.names import listing, matching
 from fmdist.training.optim import scale_lr
 from fmdist.training.transfer_config import TransferConfig
@@ -71,10 +72,12 @@ class Transfer:
     def head(self) -> list[str]:
         """Names of the tensors whose size is the number of outputs: those that one more output would change.
 
-        None where the outputs are tokens or items, which such a model shares with its inputs, nor where the
-        recipe's task names its targets one by one.
+        A module with several heads says itself which they are (``head_prefix``). None where the outputs are
+        tokens or items, which such a model shares with its inputs.
         """
         spec = self._spec
+        if prefix := getattr(self._module, "head_prefix", ""):
+            return [name for name, _ in self._module.named_parameters() if name.startswith(prefix)]
         if spec.target.kind not in ("class", "labels", "value"):
             return []
         wider = replace(
@@ -89,11 +92,11 @@ class Transfer:
             return []
         return [name for name, value in self._module.named_parameters() if value.shape != other[name].shape]
 
-    def initialize(self, open_run: Callable[[Path], Task]) -> dict[str, Any]:
+    def initialize(self, open_run: Callable[[Path], Task], meaning: Meaning | None = None) -> dict[str, Any]:
         """Load the weights of ``init_from`` into the module; return what was done, as JSON.
 
-        Parameters and the statistics of normalization layers are loaded. Other buffers follow from the data
-        (a target's scale) or the architecture.
+        ``meaning`` is that of the run's own inputs. Parameters and the statistics of normalization layers are
+        loaded. Other buffers follow from the data (a target's scale) or the architecture.
 
         Raises:
             CheckpointError: naming every tensor that doesn't fit.
@@ -110,6 +113,7 @@ class Transfer:
         fit = self._fit(source, given, wanted, set(skipped))
         fit.unexpected = [name for name in fit.unexpected if name not in ignored]
         self._check_vocabulary(source, fit, given, wanted)
+        _check_meaning(self._spec, source.meaning, meaning or {}, fit.loaded)
         _check_fit(fit, given, wanted, path)
         with torch.no_grad():
             for name, value in fit.loaded.items():
@@ -189,6 +193,8 @@ class Transfer:
         fit.missing = [name for name in fit.missing if id(wanted[name]) not in present]
         known = {*wanted, *self._module.state_dict()}
         fit.unexpected = [name for name in given if name not in known]
+        if others and (prefix := getattr(self._module, "head_prefix", "")):
+            fit.unexpected = [name for name in fit.unexpected if not name.startswith(prefix)]
         return fit
 
     def _check_vocabulary(
@@ -225,6 +231,29 @@ class Transfer:
                     "holds other tokens",
                     fix=fix,
                 )
+
+
+def _check_meaning(spec: DataSpec, theirs: Meaning, ours: Meaning, loaded: Mapping[str, Tensor]) -> None:
+    """Refuse weights that have learned other columns, users or items than this run's in the same places."""
+    for item in spec.inputs:
+        if item.name not in theirs or theirs[item.name] == ours.get(item.name):
+            continue
+        if item.dtype == "int64":
+            reading = [name for name, value in loaded.items() if value.shape[:1] == (item.size,)]
+        else:
+            reading = [
+                n for n, value in loaded.items() if value.ndim > 1 and value.shape[1] == item.shape[0]
+            ][:1]
+        if reading:
+            raise CheckpointError(
+                field=FIELD,
+                problem=f"the input '{item.name}' means something else there: its features or ids are others "
+                "or in another order",
+                value=listing(theirs[item.name]),
+                allowed=listing(ours.get(item.name, [])),
+                fix=f"start what reads it afresh with transfer.skip: {reading}, or use data with the same "
+                "columns, users and items",
+            )
 
 
 def _hold(part: nn.Module, given: Any) -> None:

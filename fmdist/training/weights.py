@@ -17,7 +17,8 @@ from fmdist import storage
 from fmdist.contracts import Task
 from fmdist.data.preprocess import Preprocess
 from fmdist.errors import CheckpointError, did_you_mean
-from fmdist.training.run import RECORD
+from fmdist.training.meaning import Meaning, meaning_of
+from fmdist.training.run import RECORD, read_signature
 
 FIELD = "transfer.init_from"
 
@@ -36,6 +37,8 @@ class Source:
     """Of the target; None if the source doesn't say."""
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     """As `fmdist.contracts.DataSpec` has them; empty if the source doesn't say."""
+    meaning: Meaning = field(default_factory=dict)
+    """See `fmdist.training.meaning`; empty if the source doesn't say."""
 
 
 def read_source(path: Path, role: str, open_run: Callable[[Path], Task]) -> Source:
@@ -76,16 +79,17 @@ def _of_run(path: Path, role: str, open_run: Callable[[Path], Task]) -> Source:
             fix=did_you_mean(role, roles),
         )
     module = roles.get(role) or next(iter(roles.values()))
-    return Source(module.state_dict(), task.spec.target.names, task.spec.tokenizers)
+    meaning = meaning_of(Preprocess.from_json(read_signature(path)["preprocessing"]))
+    return Source(module.state_dict(), task.spec.target.names, task.spec.tokenizers, meaning)
 
 
 def _of_folder(path: Path) -> Source:
     if (path / storage.MANIFEST).is_file():
         manifest = storage.verify(path)
         if manifest.get("kind") == "artifact":
-            tokenizers = Preprocess.from_json(manifest["preprocessing"]).tokenizers
-            names = tuple(manifest["target"]["names"])
-            return Source(_of_file(path / "model.safetensors"), names, tokenizers)
+            preprocess = Preprocess.from_json(manifest["preprocessing"])
+            names, tensors = tuple(manifest["target"]["names"]), _of_file(path / "model.safetensors")
+            return Source(tensors, names, preprocess.tokenizers, meaning_of(preprocess))
     for name in _WHOLE:
         if (path / name).is_file():
             return Source(_of_file(path / name))

@@ -160,20 +160,43 @@ def _record(folder: Path, name: str, changed: Mapping[str, Any] | None = None) -
 
 def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _record(tmp_path, "one")
+    # Interrupted before the first evaluation; tests/faults holds this to what a run writes.
     nothing = {"name": "accuracy", "mode": "max", "value": None}
-    _record(tmp_path, "two", {"status": "interrupted", "seconds": 3700.0, "primary": nothing})
+    stopped = {"status": "interrupted", "epoch": 0, "seconds": 3700.0, "primary": nothing, "metrics": {}}
+    _record(tmp_path, "two", stopped)
     code, out, _ = _run(capsys, "runs", str(tmp_path))
     lines = out.splitlines()
     assert code == 0
     assert lines[1].split()[:6] == ["one", "finished", "3", "120", "accuracy", "0.9"]
     assert "1 min 00 s" in lines[1]
-    assert lines[2].split()[:5] == ["two", "interrupted", "3", "120", "-"]
+    assert lines[2].split()[:5] == ["two", "interrupted", "0", "120", "-"]
     assert "1 h 01 min" in lines[2]
-    assert [run["name"] for run in _json(capsys, "runs", str(tmp_path))] == ["one", "two"]
+    assert [run["name"] for run in _json(capsys, "runs", str(tmp_path))["runs"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_runs_lists_a_run_without_a_position(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, status: str
+) -> None:
+    _record(tmp_path, "one")
+    _record(tmp_path, "two", {"status": status})
+    file = tmp_path / "two" / "run.json"
+    known = {"format", "name", "status", "created", "updated"}
+    file.write_text(
+        json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key in known})
+    )
+    code, out, _ = _run(capsys, "runs", str(tmp_path))
+    assert code == 0
+    assert out.splitlines()[1].split()[:2] == ["one", "finished"]
+    assert out.splitlines()[2].split()[:6] == ["two", status, "-", "-", "-", "-"]
+    assert _json(capsys, "runs", str(tmp_path))["runs"][1]["status"] == status
+    compared = _json(capsys, "runs", str(tmp_path), "--compare", "one", "two")
+    assert compared["metrics"] == {"accuracy": [0.9, None]}
 
 
 def test_runs_of_an_empty_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert _run(capsys, "runs", str(tmp_path))[:2] == (0, f"no runs in {tmp_path}\n")
+    assert _json(capsys, "runs", str(tmp_path)) == {"runs": []}
 
 
 def test_compare(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fmdist import storage
+from fmdist.errors import CheckpointError
 from tests.integration.command_line import Life, fmdist, stamps, start, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("life")]
@@ -114,6 +115,34 @@ def test_a_stopped_compression_goes_on(lived: Path, number: signal.Signals) -> N
     assert stamps(lived, CHECKPOINTS) == checkpoints
     assert not list((lived / "artifacts/life").glob(".*.tmp"))
     storage.verify(lived / "artifacts/life")
+
+
+def test_a_run_that_is_training_is_not_compressed(lived: Path) -> None:
+    shutil.rmtree(lived / "artifacts")
+    with storage.lock(lived / "runs/life"):
+        refused = fmdist(lived, "compress", "runs/life")
+    assert (refused.code, refused.out) == (2, "")
+    assert "another process is writing here, such as the run's training. Wait until" in refused.err
+    assert not (lived / "artifacts").exists()
+
+
+def test_a_training_that_begins_meanwhile_costs_no_artifact(
+    lived: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*arguments: object) -> None:
+        raise CheckpointError(problem="another process is writing here")
+
+    monkeypatch.setattr("fmdist.training.run.note", locked)
+    done = succeed(lived, "compress", "runs/life")
+    assert "its run's record doesn't name it: another process is writing here" in done.err
+    storage.verify(lived / "artifacts/life")
+
+
+def test_the_folder_that_one_stands_in_has_a_name(lived: Path) -> None:
+    (lived / "artifacts").rename(lived / "runs/life/artifacts")  # its stages are done already
+    done = succeed(lived / "runs/life", "compress", ".")
+    assert "artifact: artifacts/life" in done.out
+    assert (lived / "runs/life/artifacts/life/manifest.json").is_file()
 
 
 def test_profile_and_more_epochs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product, starmap
 from pathlib import Path
@@ -57,6 +57,8 @@ class Config(PassConfig):
         quantizers = {"openvino": self._openvino, "onnxruntime": self._onnx}
         models, covered = {}, {}
         candidates: list[dict[str, Any]] = []
+        # An original that isn't finite raises here, where it can't be taken for a setting that fails.
+        bench.score(bench.reference, np.arange(len(bench.reference)))
         for runtime in bench.models:
             if runtime in bench.float_only:
                 log.warning("%s: stays in float: %s", runtime, bench.float_only[runtime])
@@ -80,20 +82,10 @@ class Config(PassConfig):
             def write(file: Path, setting: _Setting = setting) -> None:
                 _quantize_openvino(bench, file, setting)
 
-            try:
-                trials.append(attempt(bench, "openvino", str(setting), write))
-            except RuntimeError as error:  # full bias correction cuts some LSTMs from their weights
-                failures[str(setting)] = _last_line(error)
-                log.warning("openvino: %s fails and is left out: %s", setting, failures[str(setting)])
-                continue
+            # For one, full bias correction cuts some LSTMs from their weights.
+            trials += _attempted(bench, "openvino", str(setting), write, failures)
             settings[str(setting)] = setting
-        if not trials:
-            raise CompressionError(
-                field="compress.passes.quantize",
-                problem="openvino: every setting fails",
-                value=failures,
-                fix="leave openvino out of compress.runtimes, or leave the pass out",
-            )
+        _check_any(trials, "openvino", failures)
         best = best_of(trials)
         if self.accuracy_control and not within_budget(bench, best):
             start = settings[best.setting]
@@ -101,22 +93,24 @@ class Config(PassConfig):
             start = start if str(full) in failures else full
             try:
                 trials.append(_controlled(bench, start))
-            except RuntimeError as error:  # NNCF can't compile some LSTMs half way
-                log.warning("openvino: accuracy control fails and is left out: %s", _last_line(error))
+            except (RuntimeError, CompressionError) as error:  # NNCF can't compile some LSTMs half way
+                log.warning("openvino: accuracy control fails and is left out: %s", _reason(error))
         return trials
 
     def _onnx(self, bench: Workbench) -> list[Trial]:
         source = bench.folder / "prepared.onnx"
         onnx_static.prepare(bench.models["onnxruntime"], source)
         trials: list[Trial] = []
+        failures: dict[str, str] = {}
         for setting in (*onnx_static.SETTINGS, onnx_static.PRODUCTS):
-            if setting == onnx_static.PRODUCTS and within_budget(bench, best_of(trials)):
+            if setting == onnx_static.PRODUCTS and trials and within_budget(bench, best_of(trials)):
                 break
 
             def write(file: Path, setting: str = setting) -> None:
                 onnx_static.quantize_onnx(source, file, bench.calibration, setting)
 
-            trials.append(attempt(bench, "onnxruntime", setting, write))
+            trials += _attempted(bench, "onnxruntime", setting, write, failures)
+        _check_any(trials, "onnxruntime", failures)
         return trials
 
 
@@ -142,7 +136,35 @@ def _controlled(bench: Workbench, start: _Setting) -> Trial:
     return trial
 
 
-def _last_line(error: Exception) -> str:
+def _attempted(
+    bench: Workbench, runtime: str, setting: str, write: Callable[[Path], None], failures: dict[str, str]
+) -> list[Trial]:
+    """Return a setting's trial; none, with a warning and a note in ``failures``, if it fails.
+
+    Outputs or a metric that aren't finite are a failure too: no score could be worse.
+    """
+    try:
+        return [attempt(bench, runtime, setting, write)]
+    except (RuntimeError, CompressionError) as error:
+        failures[setting] = _reason(error)
+        log.warning("%s: %s fails and is left out: %s", runtime, setting, failures[setting])
+        return []
+
+
+def _check_any(trials: Sequence[Trial], runtime: str, failures: Mapping[str, str]) -> None:
+    """Raise `CompressionError` if every setting failed."""
+    if not trials:
+        raise CompressionError(
+            field="compress.passes.quantize",
+            problem=f"{runtime}: every setting fails",
+            value=dict(failures),
+            fix=f"leave {runtime} out of compress.runtimes, or leave the pass out",
+        )
+
+
+def _reason(error: RuntimeError | CompressionError) -> str:
+    if isinstance(error, CompressionError):
+        return error.problems[0].problem
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 

@@ -50,10 +50,10 @@ def decode(rule: Mapping[str, Any], outputs_BK: NDArray[np.floating[Any]]) -> li
     if rule["rule"] == "labels":
         return [
             {
-                "labels": [name for name, p in zip(names, row, strict=True) if p >= rule["threshold"]],
+                "labels": [name for name, is_given in zip(names, chosen, strict=True) if is_given],
                 "probabilities": _by_name(names, row),
             }
-            for row in sigmoid(outputs_BK)
+            for row, chosen in zip(sigmoid(outputs_BK), given(outputs_BK, rule["threshold"]), strict=True)
         ]
     return [
         {
@@ -73,6 +73,15 @@ def errors(
         return np.asarray(1 - softmax(outputs_NK)[np.arange(len(target)), target])
     answers = sigmoid(outputs_NK) if rule["rule"] == "labels" else outputs_NK
     return np.asarray(np.abs(answers - target).mean(axis=1), np.float64)
+
+
+def given(logits_BK: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
+    """Return which labels a sample gets (B, K): those whose probability is ``threshold`` or more.
+
+    >>> given(np.array([[0.0, 0.4, -0.1]]), 0.5).tolist()
+    [[True, True, False]]
+    """
+    return np.asarray(sigmoid(logits_BK) >= threshold)
 
 
 def softmax(logits_BK: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

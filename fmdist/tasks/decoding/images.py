@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmdist.errors import UsageError
 from fmdist.tasks.decoding.noise import normal
 from fmdist.tasks.decoding.run import Arrays, Run
 
@@ -41,8 +42,20 @@ def rows(rule: Rule, run: Run, batch: Arrays) -> NDArray[np.float32]:
 
 
 def answer(rule: Rule, run: Run, batch: Arrays, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one generated image per sample, whatever the data's images are."""
-    seed = int(options.get("seed", rule["seed"]))
+    """Return one generated image per sample, whatever the data's images are.
+
+    Raises:
+        UsageError: if ``options["seed"]`` is no seed.
+    """
+    seed = options.get("seed", rule["seed"])
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise UsageError(
+            field="--set seed",
+            problem="not a seed that images can be drawn with",
+            value=seed,
+            allowed=f"a whole number from 0 to {2**63 - 1}",
+            fix="write --set seed=1",
+        )
     (drawn,) = _draw(rule, run, batch["index"], seed, 1)
     return decode(rule, drawn.reshape(len(drawn), -1))
 

@@ -54,6 +54,13 @@ def test_outputs_that_are_not_finite_are_refused(subject: Subject) -> None:
         score(subject.task, outputs, subject.splits.test.targets)
 
 
+def test_metrics_that_refuse_nan_are_not_asked(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = np.full((len(subject.splits.test), 10), np.nan, np.float32)
+    monkeypatch.setattr("fmdist.compression.subject.score_rows", lambda *arguments: 1 / 0)
+    with pytest.raises(CompressionError, match="not finite"):
+        score(subject.task, outputs, subject.splits.test.targets)
+
+
 def test_inputs_on_disk_are_those_of_the_split(subject: Subject, tmp_path: Path) -> None:
     split = subject.splits.test
     files = write_batch(subject.splits, split, tmp_path, "test")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fmdist.compression.config import CompressConfig
 from fmdist.compression.export import export_onnx, export_openvino
-from fmdist.compression.passes import coverage, quantize
+from fmdist.compression.passes import coverage, quantize, trial
 from fmdist.compression.passes.base import Workbench
-from fmdist.compression.passes.trial import Trial, best_of
+from fmdist.compression.passes.trial import Trial, best_of, run
 from fmdist.compression.pipeline import _workbench
 from fmdist.compression.subject import Subject
 from fmdist.contracts import ExportSpec
@@ -78,6 +78,57 @@ def test_a_missed_budget_lists_what_was_tried(bench: Callable[..., Workbench], r
         "mixed, mean ranges, none bias correction" if runtime == "openvino" else "asymmetric reduced range"
     )
     assert tried in str(caught.value)
+
+
+def spoil(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let candidates with ``name`` in their file's name answer nan for one sample."""
+
+    def spoilt(bench: Workbench, file: Path, runtime: str, precision: str) -> np.ndarray:
+        rows = run(bench, file, runtime, precision)
+        if name in file.name:
+            rows[3, 4] = np.nan
+        return rows
+
+    patch.setattr(trial, "run", spoilt)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "spoilt", "left"),
+    [
+        ("openvino", "mean-ranges", ["mixed, minmax ranges, none bias correction"]),
+        ("onnxruntime", "onnxruntime-asymmetric.", ["symmetric", "asymmetric reduced range"]),
+    ],
+)
+def test_a_candidate_that_is_not_finite_is_left_out(
+    bench: Callable[..., Workbench],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    runtime: Runtime,
+    spoilt: str,
+    left: list[str],
+) -> None:
+    spoil(monkeypatch, spoilt)
+    outcome = quantize.Config(bias_correction=("none",)).apply(bench(runtime))
+    assert [row["setting"] for row in outcome.candidates] == left
+    (warning,) = [line.getMessage() for line in caplog.records if "left out" in line.getMessage()]
+    assert warning.endswith("is left out: the model's outputs or metrics are not finite")
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_candidates_that_are_all_not_finite_are_an_error(
+    bench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch, runtime: Runtime
+) -> None:
+    spoil(monkeypatch, runtime)
+    with pytest.raises(CompressionError, match=f"{runtime}: every setting fails, got .*not finite"):
+        ONE.apply(bench(runtime))
+
+
+def test_an_original_that_is_not_finite_is_no_fault_of_a_candidate(bench: Callable[..., Workbench]) -> None:
+    made = bench("onnxruntime")
+    reference = made.reference.copy()
+    reference[3, 4] = np.nan
+    with pytest.raises(CompressionError, match="Check the training run"):
+        ONE.apply(replace(made, reference=reference))
 
 
 class NothingToQuantize(nn.Module):

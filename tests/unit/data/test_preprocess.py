@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmdist.contracts import InputSpec
-from fmdist.data.preprocess import Column, ImagePreprocess, Preprocess, TablePreprocess
+from fmdist.data.preprocess import Column, ImagePreprocess, Preprocess, TablePreprocess, moments
 from fmdist.errors import DataError
 
 COLUMNS = TablePreprocess((Column("age"), Column("city", categories=())), ignored=("buys",))
@@ -57,6 +57,24 @@ def test_tables_are_standardized_and_one_hot() -> None:
     assert features.dtype == np.float32
     assert np.allclose(features[:, 0], (np.array([10, 20, 30, 40]) - 25) / np.sqrt(125))
     assert features[:, 1:].tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("constant", [0.1, -3.3, 0.0, 1e300])
+def test_a_constant_column_is_zero_whatever_comes_later(constant: float) -> None:
+    # The mean of 1,000 times 0.1 isn't 0.1 and its deviation not 0, as floats add up.
+    rows = people(*[(constant, "Kiel")] * 1000)
+    fitted = COLUMNS.fit([rows], normalize=True)
+    assert fitted.columns[0].mean == constant
+    assert fitted(rows)["features"][:, 0].tolist() == [0.0] * 1000
+    again = Preprocess.from_json(json.loads(json.dumps(fitted.to_json())))
+    assert again(people((constant + 1, "Kiel"), (-1e308, "Kiel")))["features"].tolist() == [[0, 1], [0, 1]]
+
+
+def test_moments_of_a_constant_are_exact() -> None:
+    values = np.array([[0.1, 1.0], [0.1, 2.0], [0.1, 6.0]] * 100)
+    mean, std = moments(values)
+    assert mean.tolist() == [0.1, pytest.approx(3.0)]
+    assert std.tolist() == [0.0, pytest.approx(np.sqrt(14 / 3))]
 
 
 def test_a_category_that_training_did_not_see_is_all_zeros() -> None:

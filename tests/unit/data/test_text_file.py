@@ -195,6 +195,7 @@ def test_a_file_that_isnt_there(tmp_path: Path, name: str) -> None:
     "settings",
     [
         {"context": 16},
+        {"evaluation_length": 15},
         {"clean": {"outliers": "iqr"}},
         {"clean": {"duplicates": "keep"}},
         {"normalize": False},
@@ -206,6 +207,14 @@ def test_a_file_that_isnt_there(tmp_path: Path, name: str) -> None:
 def test_settings_that_mean_nothing_for_a_text(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(tmp_path, **settings)
+
+
+def test_an_evaluation_window_shorter_than_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValidationError, match=r"evaluation_length \(15\) must be at least length \(16\).*lower data.length"
+    ):
+        config(tmp_path, evaluation_length=15)
+    assert build(tmp_path, evaluation_length=16).spec.inputs[0].longest == 16
 
 
 def test_prompts_begin_and_are_padded_at_the_end() -> None:

@@ -104,23 +104,23 @@ def test_factorization_is_the_dot_product_and_both_biases() -> None:
     assert torch.equal(unknown[0, 0], weights["biases.item.weight"][3, 0])
 
 
-def test_factorization_machine_is_the_sum_over_all_pairs_of_fields() -> None:
+def test_factorization_machine_is_the_sum_over_all_pairs_of_ids_and_categories() -> None:
     model = build("factorization_machine", spec_of("value"))
     assert isinstance(model, factorization_machine.FactorizationMachine)
-    inputs = (torch.tensor([2]), torch.tensor([1]), *item_inputs(torch.tensor([3])))
-    fields = {"user": inputs[:2], "item": inputs[2:]}
-    parts = [
-        (vectors(ids)[0], weights(ids)[0, 0])
-        for name, given in fields.items()
-        for vectors, weights, ids in zip(
-            model.vectors[name].children(), model.weights[name].children(), given, strict=True
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    # The first item has two genres; the second one, whose list ends in padding.
+    for number, genres in ((1, [1, 2]), (2, [2])):
+        inputs = (torch.tensor([2]), torch.tensor([1]), *item_inputs(torch.tensor([number])))
+        single = [("user.0", 2), ("user.1", 1), ("item.0", number), ("item.2", YEARS[number][0])]
+        single += [("item.1", genre) for genre in genres]
+        vectors = [weights[f"vectors.{field}.weight"][code] for field, code in single]
+        expected = model.constant[0] + sum(
+            weights[f"weights.{name}.weight"][code, 0] for name, code in single
         )
-    ]
-    expected = model.constant[0] + sum(weight for _, weight in parts)
-    for position, (vector, _) in enumerate(parts):
-        for other, _ in parts[position + 1 :]:
-            expected = expected + vector @ other
-    torch.testing.assert_close(model(*inputs)[0, 0], expected)
+        for position, vector in enumerate(vectors):
+            for other in vectors[position + 1 :]:
+                expected = expected + vector @ other
+        torch.testing.assert_close(model(*inputs)[0, 0], expected)
 
 
 def test_neural_filtering_is_a_network_on_the_concatenation() -> None:

@@ -12,8 +12,9 @@ from fmdist.contracts import Batch, DataSpec, InputSpec, TargetSpec
 from fmdist.errors import CapabilityError
 from fmdist.models import cnn, mlp
 from fmdist.stages.modules import Modules
+from fmdist.tasks import decoding
 from fmdist.tasks.classification import Classification, Config
-from fmdist.training.evaluation import score
+from fmdist.training.evaluation import confidence_interval, score, wilson_interval
 from tests.parts import Targets
 
 IMAGES = (InputSpec("image", (1, 8, 8)),)
@@ -77,6 +78,17 @@ def test_focal_loss_of_labels_is_the_papers() -> None:
     torch.testing.assert_close(ours, (-((1 - p) ** 1.5) * p.log()).mean())
 
 
+@pytest.mark.parametrize("spec", [CLASSES, LABELS])
+def test_focal_loss_of_a_certain_answer_has_finite_gradients(spec: DataSpec) -> None:
+    task = build(spec, focal_gamma=0.5)
+    logits = torch.tensor([[200.0, -200.0, -200.0][: len(spec.target.names)]], requires_grad=True)
+    target = torch.tensor([0]) if spec is CLASSES else torch.tensor([[1.0, 0.0]])
+    loss, _ = task._loss_sum(logits, target)
+    torch.autograd.backward(loss)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0.0] * len(spec.target.names)]
+
+
 def test_balanced_sampling_draws_every_class_as_often() -> None:
     targets = np.array([0, 0, 0, 0, 1, 1, 2])
     weights = build(sampling="balanced").sample_weights(targets)
@@ -109,6 +121,48 @@ def test_the_threshold_decides_what_is_a_label() -> None:
     target = np.array([[1.0, 1.0]], np.float32)
     assert score(build(LABELS), outputs, target)["exact_match"] == 0
     assert score(build(LABELS, threshold=0.25), outputs, target)["exact_match"] == 1
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("low", [-4.0, 0.0])
+def test_labels_are_scored_as_they_are_answered(low: float, threshold: float) -> None:
+    # With ``low`` 0 all logits are in [0, 1], and look like probabilities.
+    random = np.random.default_rng(0)
+    logits = random.uniform(low, 1.0, (50, 2)).astype(np.float32)
+    target = random.integers(0, 2, (50, 2)).astype(np.float32)
+    task = build(LABELS, threshold=threshold)
+    answers = decoding.decode(task.decoding(), logits)
+    given = np.array([[name in answer["labels"] for name in ("x", "y")] for answer in answers])
+    right = given == target.astype(bool)
+    found = score(task, logits, target)
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert found["exact_match"] == pytest.approx(right.all(axis=1).mean())
+    both = [(given[:, k] & (target[:, k] == 1)).sum() for k in range(2)]
+    f1 = [2 * both[k] / (given[:, k].sum() + target[:, k].sum()) for k in range(2)]
+    assert found["f1_macro"] == pytest.approx(np.mean(f1))
+    batches = task.metrics()
+    for start in range(0, 50, 7):
+        part = slice(start, start + 7)
+        batches.update(torch.from_numpy(logits[part]), torch.from_numpy(target[part]))
+    assert {name: float(value) for name, value in batches.compute().items()} == pytest.approx(found, rel=1e-6)
+
+
+def test_a_frequent_label_is_given_though_its_log_odds_look_like_a_probability() -> None:
+    # Log odds of 0.6 are 0.41, which is no probability.
+    train = np.array([[1, 1]] * 6 + [[0, 0]] * 4, np.float32)
+    task = build(LABELS)
+    assert score(task, task.baseline(Targets(train), Targets(train)), train)["accuracy"] == pytest.approx(0.6)
+
+
+def test_one_label_is_enough() -> None:
+    spec = DataSpec(IMAGES, TargetSpec("labels", ("x",)), 60, (15,))
+    logits = np.array([[2.0], [0.5], [-1.0], [-3.0]], np.float32)
+    target = np.array([[1.0], [0.0], [1.0], [0.0]], np.float32)
+    task = build(spec)
+    found = score(task, logits, target)
+    assert found["accuracy"] == found["exact_match"] == found["f1_macro"] == 0.5
+    task = build(spec, primary="exact_match")
+    assert confidence_interval(task, logits, target, 0) == wilson_interval(0.5, 4)
 
 
 def mixed(task: Classification, batch: Batch, seed: int = 5) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from fmdist.errors import UsageError
+from fmdist.tasks import decoding
 from fmdist.tasks.decoding.direct import decode, sigmoid, softmax
 
 
@@ -34,3 +38,21 @@ def test_extreme_outputs_stay_probabilities() -> None:
 def test_probabilities_sum_to_one_in_float64() -> None:
     outputs = np.random.default_rng(0).normal(0, 5, (100, 7)).astype(np.float32)
     assert np.abs(softmax(outputs).sum(axis=1) - 1).max() < 1e-12
+
+
+IMAGES = {"rule": "images", "inputs": ["image"], "shape": [1, 1, 2], "latent": 2, "draws": 1, "seed": 0}
+
+
+def drawn(**options: Any) -> list[dict[str, Any]]:
+    return decoding.answer(IMAGES, lambda inputs: inputs["noise"], {"index": np.arange(2)}, options)
+
+
+@pytest.mark.parametrize("seed", ["abc", -1, 1.7, True, 2**63])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(UsageError, match="allowed: a whole number from 0 to 9223372036854775807") as caught:
+        drawn(seed=seed)
+    assert caught.value.problems[0].field == "--set seed"
+
+
+def test_another_seed_makes_other_images() -> None:
+    assert drawn() == drawn(seed=0) != drawn(seed=2**63 - 1)

@@ -172,15 +172,6 @@ def test_only_the_student_learns() -> None:
     assert set(learned.roles()) == {"model"}
 
 
-def test_class_weights_keep_the_sum_a_sum_over_the_count() -> None:
-    task = make(CLASS, config=classification.Config(class_weights="balanced"))
-    teacher = make(CLASS, seed=1)
-    learned = Distilled(task, configured(soft_weight=1.0), teacher.roles()["model"])
-    batch = batch_of(CLASS)
-    mean = class_losses(outputs(task, batch), outputs(teacher, batch), 4.0).mean()
-    torch.testing.assert_close(loss(learned, batch) / task.count(batch), mean)
-
-
 class Counting(nn.Module):
     """A module that counts its forwards."""
 
@@ -270,6 +261,13 @@ def test_teacher_and_data_must_fit(data: DataSplits) -> None:
 def test_a_noisy_student_needs_noise(data: DataSplits) -> None:
     with pytest.raises(CapabilityError, match="there is no noise"):
         distill(digits_task(data), configured(noisy_student=True), teacher_of(data), data)
+
+
+def test_samples_of_different_weight_are_refused(data: DataSplits) -> None:
+    weighted = classification.Config(class_weights="balanced")
+    task = build_task(weighted, 0, data.spec, Modules(mlp.Config(hidden=(4,))))
+    with pytest.raises(CapabilityError, match="class_weights: none"):
+        distill(task, configured(), teacher_of(data), data)
 
 
 def test_numbers_have_no_hard_targets(data: DataSplits) -> None:

@@ -6,7 +6,8 @@ import itertools
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmdist import storage
-from fmdist.contracts import Batch, Context, LossOut, Roles
+from fmdist.contracts import Batch, Context, LossOut, Roles, Task
 from fmdist.data import digits
 from fmdist.data.splits import DataSplits
 from fmdist.errors import CapabilityError, TrainingError
@@ -22,9 +23,9 @@ from fmdist.models import mlp
 from fmdist.tasks import classification
 from fmdist.tasks.classification import Classification
 from fmdist.training.checkpoint import weights_digest
-from fmdist.training.config import TrainConfig
+from fmdist.training.config import EarlyStoppingConfig, TrainConfig
 from fmdist.training.engine import engine
-from fmdist.training.loop import step_seed
+from fmdist.training.loop import Progress, _judge, step_seed
 
 if TYPE_CHECKING:
     from tests.conftest import Fit
@@ -218,6 +219,29 @@ def test_early_stopping_waits_for_its_patience(data: DataSplits, fit: Fit, tmp_p
     evaluated = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "accuracy" in line]
     best = max(line["accuracy"] for line in evaluated)
     assert progress.best == best, "the best is kept even if its improvement was too small to wait for"
+
+
+def test_small_improvements_add_up(
+    data: DataSplits, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.50, 0.51, 0.52, 0.53, 0.54, 0.54, 0.54, 0.54])
+    monkeypatch.setattr(
+        "fmdist.training.loop.evaluate", lambda *arguments: ({"accuracy": next(scores)}, None)
+    )
+    train = TRAIN | {"epochs": 20, "early_stopping": {"patience": 2, "min_delta": 0.015}}
+    progress = fit(build(data), data, train, tmp_path / "run")
+    assert (progress.epoch, progress.stopped_early) == (7, True), "0.52 and 0.54 count, each after two epochs"
+    assert (progress.best, progress.reference) == (0.54, 0.54)
+
+
+def test_a_checkpoint_from_before_there_was_a_reference_compares_with_its_best() -> None:
+    task = cast(Task, SimpleNamespace(primary=("loss", "min")))
+    config = TrainConfig(early_stopping=EarlyStoppingConfig(patience=9, min_delta=0.1))
+    progress = Progress(best=0.5, stale=3)
+    _judge({"loss": 0.45}, task, config, progress)
+    assert (progress.stale, progress.reference, progress.best) == (4, None, 0.45)
+    _judge({"loss": 0.3}, task, config, progress)
+    assert (progress.stale, progress.reference, progress.best) == (0, 0.3, 0.3)
 
 
 def test_improving_runs_are_not_stopped(data: DataSplits, fit: Fit, tmp_path: Path) -> None:

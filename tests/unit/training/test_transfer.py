@@ -25,7 +25,18 @@ from fmdist.tasks import regression
 from fmdist.training.checkpoint import weights_digest
 from fmdist.training.transfer import Transfer
 from fmdist.training.transfer_config import TransferConfig
-from tests.unit.training.transfer_rig import ABC, IMAGE, NET, ROW, classes, make, state, transfer, values
+from tests.unit.training.transfer_rig import (
+    ABC,
+    IMAGE,
+    NET,
+    ROW,
+    classes,
+    make,
+    state,
+    transfer,
+    values,
+    write_run,
+)
 
 
 def no_run(path: Path) -> Task:
@@ -127,7 +138,7 @@ def test_the_head_starts_fresh_for_other_outputs(
 
 def test_a_run_of_as_many_other_classes_gives_no_head(tmp_path: Path) -> None:
     source, _ = make(classes("x", "y", "z"))
-    (tmp_path / "run.json").write_text("{}")
+    write_run(tmp_path)
     task, made = transfer(tmp_path)
     before = state(task)
     assert made.initialize(lambda path: source)["fresh_head"] == ["7.weight", "7.bias"]
@@ -305,7 +316,7 @@ def words(*texts: str, size: int = 0) -> DataSpec:
 def test_another_vocabulary_is_refused(texts: tuple[str, ...], problem: str, tmp_path: Path) -> None:
     net = lstm.Config(embedding=4, hidden=4)
     source, _ = make(words(*texts), net)
-    (tmp_path / "run.json").write_text("{}")
+    write_run(tmp_path)
     with pytest.raises(CheckpointError, match=problem):
         transfer(tmp_path, words("one two"), net)[1].initialize(lambda path: source)
     task, made = transfer(tmp_path, words("one two"), net, skip=["embedding.weight"])
@@ -318,7 +329,7 @@ def test_another_vocabulary_is_refused(texts: tuple[str, ...], problem: str, tmp
 def test_the_same_vocabulary_is_loaded(tmp_path: Path) -> None:
     net = lstm.Config(embedding=4, hidden=4)
     source, _ = make(words("one two"), net)
-    (tmp_path / "run.json").write_text("{}")
+    write_run(tmp_path)
     task, made = transfer(tmp_path, words("one two"), net)
     made.initialize(lambda path: source)
     assert weights_digest(task.roles()["model"]) == weights_digest(source.roles()["model"])

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fmdist import storage
 from fmdist.contracts import DataSpec, InputSpec, TargetSpec, Task
+from fmdist.data.preprocess import Column, Preprocess, TablePreprocess
 from fmdist.models import mlp
 from fmdist.models.base import ModelConfig
 from fmdist.stages.modules import Modules
@@ -59,3 +61,12 @@ def transfer(
 
 def values(mean: float) -> DataSpec:
     return DataSpec(ROW, TargetSpec("value", ("y",)), 10, (), ((mean, 2.0),))
+
+
+ANY = TablePreprocess((Column("a"),))
+
+
+def write_run(folder: Path, preprocess: Preprocess = ANY) -> None:
+    """Write what makes a folder a run for `read_source`."""
+    (folder / "run.json").write_text("{}")
+    storage.write_json(folder / "signature.json", {"preprocessing": preprocess.to_json()})
