@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Each in processes of its own: exporters and runtimes don't bear forks and each other in one for long.
-SUITES := cli contract faults golden integration parity unit/compression unit/models unit/training
+SUITES := cli contract distributed faults golden integration parity unit/compression unit/models unit/training
 
 .PHONY: demo test check sweep bench bench-families install clean
 

@@ -69,6 +69,11 @@ def add_plugin_folder(folder: Path) -> None:
         _plugin_folders.append(folder.resolve())
 
 
+def plugin_folders() -> list[Path]:
+    """Return the folders that were added."""
+    return list(_plugin_folders)
+
+
 def kinds(group: str) -> dict[str, Kind]:
     """Return every known kind of a group, by name, in alphabetical order; imports none of them."""
     folder = Path(__file__).parent.joinpath(*GROUPS[group].split(".")[1:])

@@ -246,3 +246,5 @@ class Context:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ..."""
     report: Callable[[Mapping[str, float], str | None], None] | None = None
     """Called after each evaluation with the metrics and the checkpoint's folder, if one was written."""
+    stop: Callable[[], int | None] | None = None
+    """Asked between two steps: the number of a signal that another process has received for this run."""

@@ -19,9 +19,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
-UNSET: Any = object()
+
+class _Unset(Enum):
+    """A value of its own, the same in every process."""
+
+    UNSET = "unset"
+
+
+UNSET: Any = _Unset.UNSET
 """Stands for "no value to show", since None is a value that a user can have written."""
 
 
@@ -78,6 +86,17 @@ class FmdistError(Exception):
     ) -> None:
         self.problems: tuple[Problem, ...] = (Problem(problem, field, value, allowed, fix),)
         super().__init__(str(self.problems[0]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error cross from one process to another as it is."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[FmdistError], arguments: tuple[Any, ...], state: dict[str, Any]) -> FmdistError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
 
 
 class RecipeError(FmdistError):

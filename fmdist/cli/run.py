@@ -6,18 +6,21 @@ from pathlib import Path
 
 from fmdist.cli.compress import describe
 from fmdist.cli.frame import Answer, verb, with_recipe
-from fmdist.cli.train import to_run_folder, with_profile
+from fmdist.cli.train import to_run_folder, with_address, with_profile
 
 
 @verb()
 @with_recipe
 @to_run_folder
 @with_profile
-def run(recipe: Path, overrides: tuple[str, ...], output: Path | None, profile: bool) -> Answer:
+@with_address
+def run(
+    recipe: Path, overrides: tuple[str, ...], output: Path | None, profile: bool, address: str | None
+) -> Answer:
     """Train, compress, verify and report; finished stages are not repeated."""
     from fmdist import stages
 
-    life = stages.run(recipe, output=output, overrides=overrides, profile=profile)
+    life = stages.run(recipe, output=output, overrides=overrides, profile=profile, address=address)
     data = {"run": str(life.folder), "report": str(life.report)}
     text = f"run:      {life.folder}\nreport:   {life.report}"
     if life.artifact is not None:

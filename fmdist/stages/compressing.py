@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmdist import component
-from fmdist.errors import UsageError
+from fmdist.errors import CheckpointError, UsageError
 from fmdist.stages.places import ARTIFACTS, REPORT, open_trained
 from fmdist.stages.recipe import Recipe, check_compression, load_recipe, only
 from fmdist.stages.using import report
 
 if TYPE_CHECKING:
     from fmdist.compression.config import CompressConfig
+
+logger = logging.getLogger(__name__)
 
 
 def compress(
@@ -33,6 +36,7 @@ def compress(
 
     Raises:
         CompressionError: if a pass changed nothing, the artifact doesn't match, or the drop is too large.
+        CheckpointError: if the run is training, or can't be read.
     """
     component.require("compress", needed_by="fmdist compress")
     from fmdist.compression.pipeline import compress as make_artifact
@@ -42,6 +46,7 @@ def compress(
 
     folder = Path(run)
     loaded = load_recipe(runs.recipe_path(folder))
+    runs.check_not_training(folder)
     config = compress_config(loaded, quantize, max_drop)
     check_compression(loaded.model, config)
     recipe, data, task = open_trained(folder)
@@ -56,10 +61,13 @@ def compress(
         fingerprint=weights_digest(task.served(task.roles())),
         run=runs.read_run(folder)["created"],
     )
-    target = output or ARTIFACTS / folder.name
+    target = output or ARTIFACTS / folder.resolve().name
     make_artifact(subject, config, target)
     report(target)
-    runs.note(folder, {"artifact": os.path.relpath(target, folder)})
+    try:
+        runs.note(folder, {"artifact": os.path.relpath(target, folder)})
+    except CheckpointError as error:  # a training that began meanwhile is no reason to lose the artifact
+        logger.warning("%s is finished, but its run's record doesn't name it: %s", target, error)
     if (folder / REPORT).exists():
         report(folder)  # it gains the artifact's section
     return target

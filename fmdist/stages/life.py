@@ -32,6 +32,7 @@ def run(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     profile: bool = False,
+    address: str | None = None,
 ) -> Life:
     """Do every stage that a recipe has: train, compress and verify, report. Finished stages are not repeated.
 
@@ -40,6 +41,7 @@ def run(
         output: the run's folder, by default ``runs/<name>``; the artifact is ``artifacts/<its name>``.
         overrides: such as ``train.lr=1e-3``.
         profile: see `train`.
+        address: see `train`.
     """
     from fmdist.training import run as runs
 
@@ -49,6 +51,6 @@ def run(
         logger.info("%s is trained already", folder)
         runs.update_recipe(folder, loaded.plain)
     else:
-        train(loaded, output=folder, profile=profile)
+        train(loaded, output=folder, profile=profile, address=address)
     artifact = None if loaded.compress is None else compress(folder)
     return Life(folder, artifact, report(folder))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fmdist.tasks.base import TaskConfig
     from fmdist.training.config import TrainConfig
     from fmdist.training.distill_config import DistillConfig
+    from fmdist.training.scaling import ScalingConfig
     from fmdist.training.transfer_config import TransferConfig
 
 
@@ -31,6 +32,7 @@ def sections() -> dict[str, SectionSpec]:
     from fmdist.recipe.schema import Plugin, SectionSpec
     from fmdist.training.config import TrainConfig
     from fmdist.training.distill_config import DistillConfig
+    from fmdist.training.scaling import ScalingConfig
     from fmdist.training.transfer_config import TransferConfig
 
     return {
@@ -47,6 +49,9 @@ def sections() -> dict[str, SectionSpec]:
         "model": SectionSpec(Plugin("models"), summary="The architecture; its sizes follow from the data."),
         "task": SectionSpec(Plugin("tasks"), summary="What is learned."),
         "train": SectionSpec(TrainConfig, default={}, summary="How it is trained."),
+        "scaling": SectionSpec(
+            ScalingConfig, default=None, summary="On how many processes, and where, it is trained."
+        ),
         "transfer": SectionSpec(
             TransferConfig,
             default=None,
@@ -71,6 +76,7 @@ class Recipe:
     model: ModelConfig
     task: TaskConfig
     train: TrainConfig
+    scaling: ScalingConfig | None
     transfer: TransferConfig | None
     distill: DistillConfig | None
     compress: CompressConfig | None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmdist.stages.modules import new_task, open_task
 from fmdist.stages.places import RUNS
 from fmdist.stages.recipe import Source, load_recipe
 
 if TYPE_CHECKING:
-    from fmdist.contracts import Context, DataSpec, Task
+    from fmdist.contracts import Context, Task
     from fmdist.data.splits import DataSplits
     from fmdist.stages.recipe import Recipe
     from fmdist.training.distill_config import DistillConfig
@@ -40,16 +40,18 @@ def train(
     output: Path | None = None,
     overrides: Sequence[str] = (),
     profile: bool = False,
-    context: Context | None = None,
+    address: str | None = None,
 ) -> Trained:
     """Train a recipe's model into a run folder; resumes an unfinished run of the same recipe.
+
+    One worker trains in this process, unless a cluster is named; several are started by Ray.
 
     Args:
         recipe: a path, a mapping or a `Recipe`.
         output: the run's folder, by default ``runs/<name>``.
         overrides: such as ``train.lr=1e-3``.
         profile: write a trace and a table of where a step's time goes to ``profile/``.
-        context: where this process stands in a distributed run; alone by default.
+        address: of a running Ray cluster, such as ``auto`` or ``HOST:PORT``.
 
     Raises:
         Interrupted: on SIGTERM or SIGINT, once the state is saved.
@@ -64,13 +66,19 @@ def train(
     loaded = load_recipe(recipe, overrides)
     plain = loaded.plain
     folder = output or RUNS / loaded.name
-    check_here(loaded.train, context := context or Context())
+    check_here(loaded.train, Context())
     with runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task = _initialized_task(loaded, data.spec, run)
+        task = _initialized_task(loaded, data, run)
         learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
         runs.begin(run, plain, runs.signature(task, data), data.record)
-        train_run(run, learned, data, loaded.train, loaded.seed, context, profile)
+        scaling = loaded.scaling
+        if address is None and (scaling is None or scaling.workers == 1):
+            by_sample = scaling is not None
+            train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, by_sample)
+        else:
+            _train_on_workers(loaded, folder, profile, address)
+            run.record |= runs.read_run(folder)
         saved = runs.load_best(folder, task)
         record, rows = score_split(
             task, data.test, "test", data.train.plain(), loaded.train.evaluation_batch_size, loaded.seed
@@ -80,14 +88,72 @@ def train(
     return Trained(folder, record["metrics"], record["baseline"], record["primary"], record["interval"])
 
 
-def _initialized_task(recipe: Recipe, spec: DataSpec, run: RunFolder) -> Task:
+def _train_on_workers(recipe: Recipe, folder: Path, profile: bool, address: str | None) -> None:
+    """Train on the recipe's workers, each of which reads the data and builds the task anew."""
+    from functools import partial
+
+    from fmdist import component
+    from fmdist.orchestration.workers import train_on_workers
+    from fmdist.training.scaling import ScalingConfig
+
+    scaling = recipe.scaling or ScalingConfig()
+    work = partial(work_on, recipe.plain, folder.resolve(), Path.cwd(), component.plugin_folders(), profile)
+    train_on_workers(work, scaling, folder.resolve(), address)
+
+
+def work_on(
+    recipe: Mapping[str, Any],
+    folder: Path,
+    directory: Path,
+    plugins: Sequence[Path],
+    profile: bool,
+    context: Context,
+) -> None:
+    """Train as one of the workers of the run in ``folder``; the process that started them keeps the rest.
+
+    Args:
+        recipe: resolved.
+        folder: of the run, which has begun.
+        directory: what the recipe's paths are relative to.
+        plugins: folders of plug-ins.
+        profile: see `train`.
+        context: where this worker stands.
+    """
+    import logging
+    import os
+
+    from fmdist import component
+    from fmdist.errors import Interrupted
+    from fmdist.training import run as runs
+    from fmdist.training.session import train_run
+
+    leads = context.rank == 0
+    logging.getLogger("fmdist").setLevel(logging.INFO if leads else logging.ERROR)
+    if directory.is_dir():
+        os.chdir(directory)
+    for plugin in plugins:
+        component.add_plugin_folder(plugin)
+    loaded = load_recipe(recipe)
+    run = runs.RunFolder(folder, loaded.plain, writes=leads)
+    data = loaded.data.build(loaded.seed)
+    task = _initialized_task(loaded, data, run)
+    learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
+    try:
+        train_run(run, learned, data, loaded.train, loaded.seed, context, profile, loaded.scaling is not None)
+    except Interrupted:
+        run.write("interrupted", {})
+        raise
+
+
+def _initialized_task(recipe: Recipe, data: DataSplits, run: RunFolder) -> Task:
     """Return the task as training begins; a resumed run has its weights from its checkpoints."""
+    from fmdist.training.meaning import meaning_of
     from fmdist.training.run import saved_anything
 
-    task, transfer = new_task(recipe, spec)
+    task, transfer = new_task(recipe, data.spec)
     if transfer is not None:
         if not saved_anything(run.path):
-            run.record["transfer"] = transfer.initialize(open_task)
+            run.record["transfer"] = transfer.initialize(open_task, meaning_of(data.preprocess))
         transfer.adapt()
         transfer.restrict()
     return task

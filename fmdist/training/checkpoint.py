@@ -237,7 +237,7 @@ def _changed(old: Any, new: Any, path: str) -> Iterator[str]:
 
 def _may_change(key: str) -> bool:
     section, _, rest = key.partition(".")
-    return section == "compress" or (section == "train" and rest.partition(".")[0] in RESUMABLE)
+    return section in ("compress", "scaling") or (section == "train" and rest.partition(".")[0] in RESUMABLE)
 
 
 def _score(path: Path) -> float | None:

@@ -16,20 +16,30 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fmdist import component
 from fmdist.contracts import Batch, Context
 from fmdist.errors import CapabilityError, TrainingError
 from fmdist.training.config import TrainConfig
+from fmdist.training.dropout import Draws
+from fmdist.training.group import Group
 
 
 class Engine:
     """One process's part of a training run. Create it through `engine`."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, group: Group, by_sample: bool = False
+    ) -> None:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
+        self.group = group
+        """The processes that train together."""
+        self.draws = Draws()
+        """Keys dropout by sample, where it is drawn so."""
+        self._by_sample = by_sample
         self._config = config
         self._moves = self.device.type != "cpu"
         self._share = 0.0, torch.tensor(0.0)
@@ -41,6 +51,10 @@ class Engine:
         if self._config.compile:
             module.compile()
         prepared, wrapped = self.accelerator.prepare(module, optimizer)
+        if isinstance(prepared, DistributedDataParallel) != (self.group.size > 1):
+            raise TrainingError(
+                problem=f"Accelerate gave {type(prepared).__name__} for {self.group.size} process(es)"
+            )
         # Accelerate's wrapper adds tens of microseconds a step and does nothing where no scaler is involved.
         return prepared, wrapped.step if self.scaled else optimizer.step
 
@@ -51,8 +65,19 @@ class Engine:
         placed: Batch = send_to_device(batch, self.device, non_blocking=True)
         return placed
 
+    @contextmanager
+    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """Keep the gradients of a microbatch here, unless it is the step's last."""
+        if last or self.group.size == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(module):
+                yield
+
     def backward(self, loss_sum: Tensor, count: float) -> None:
-        """Add the gradients of ``loss_sum / count``."""
+        """Add the gradients of ``loss_sum / count``, where both are sums over all processes."""
+        # Gradients are averaged over the processes.
+        count /= self.group.size
         if self.scaled:
             self.accelerator.backward(loss_sum / count)
             return
@@ -93,9 +118,16 @@ class Engine:
         Not `torch.manual_seed`: that takes longer (160 us) than a small model's step.
         """
         generator.manual_seed(seed)
-        torch.default_generator.manual_seed(seed)
+        # What can't be drawn by sample is at least drawn anew on every rank.
+        own = seed + self.group.rank
+        torch.default_generator.manual_seed(own)
         if self._moves:
-            torch.get_device_module(self.device).manual_seed(seed)
+            torch.get_device_module(self.device).manual_seed(own)
+
+    def key(self, generator: torch.Generator, batch: Batch) -> None:
+        """Let the next forward's dropout belong to the samples of ``batch``."""
+        if self._by_sample:
+            self.draws.begin(generator.initial_seed(), batch["index"])
 
     def start_trackers(self, resumed_step: int) -> None:
         """Start the trackers that the recipe names; TensorBoard's files go into the run's folder."""
@@ -131,8 +163,14 @@ def check_here(config: TrainConfig, context: Context) -> torch.device:
 
 
 @contextmanager
-def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engine]:
+def engine(config: TrainConfig, context: Context, folder: Path, by_sample: bool = False) -> Iterator[Engine]:
     """Yield the engine of this process and leave no state of Accelerate behind.
+
+    Args:
+        config: the recipe's section.
+        context: where this process stands; with several, torch's process group is there already.
+        folder: of the run, for TensorBoard's files.
+        by_sample: draw dropout by sample.
 
     Raises:
         CapabilityError: if the device or the precision isn't available here.
@@ -143,6 +181,7 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
     environment = dict(os.environ)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    drawn = torch.get_rng_state()
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -160,13 +199,15 @@ def engine(config: TrainConfig, context: Context, folder: Path) -> Iterator[Engi
         )
         _prove(accelerator, device, context)
         try:
-            yield Engine(accelerator, config)
+            group = Group(context.rank, context.world_size, device)
+            yield Engine(accelerator, config, group, by_sample)
         finally:
             accelerator.end_training()
     finally:
         _reset_accelerate()
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
+        torch.set_rng_state(drawn)
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(

@@ -16,6 +16,7 @@ from fmdist.contracts import Batch, Dataset, Roles, Task
 from fmdist.data.loader import evaluation_loader
 from fmdist.tasks import decoding
 from fmdist.tasks.decoding.run import Arrays, Run
+from fmdist.training.group import Group
 from fmdist.training.signals import StopRequest
 
 RESAMPLES = 200
@@ -29,11 +30,14 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     stop: StopRequest | None = None,
+    group: Group | None = None,
 ) -> tuple[dict[str, float], NDArray[np.float32]] | None:
     """Return the metrics on a split and the rows (N, S) behind them; None if a signal came.
 
-    The modules are in evaluation mode meanwhile, and back in their mode afterwards.
+    The modules are in evaluation mode meanwhile, and back in their mode afterwards. Each process of ``group``
+    runs its part of the split, and all have all rows afterwards; a signal must wait then.
     """
+    group = group or Group(0, 1, device)
     rule = task.decoding()
     rows: list[NDArray[np.float32]] = []
     modes = {name: module.training for name, module in roles.items()}
@@ -41,13 +45,13 @@ def evaluate(
         for module in roles.values():
             module.eval()
         run = runner(task, roles, device)
-        for batch in evaluation_loader(dataset, batch_size):
-            if stop is not None and stop.signal is not None:
+        for batch in evaluation_loader(dataset, batch_size, group.rank, group.size):
+            if stop is not None and stop.signal is not None and group.size == 1:
                 return None
             rows.append(decoding.rows(rule, run, as_arrays(batch), batch_size))
     finally:
         _restore(roles, modes)
-    all_rows = np.concatenate(rows)
+    all_rows = np.concatenate([part for parts in group.gather(rows) for part in parts])
     return score(task, all_rows, dataset.targets), all_rows
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 
@@ -16,10 +18,11 @@ from fmdist.data.loader import training_loader
 from fmdist.data.plan import BatchPlan
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted, TrainingError
-from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.checkpoint import CheckpointStore, Saved, Trainables
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.evaluation import evaluate
+from fmdist.training.group import Group
 from fmdist.training.listeners import (
     MetricsFile,
     NoStopwatch,
@@ -48,7 +51,9 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     stale: int = 0
-    """Evaluations since the best."""
+    """Evaluations since the last that early stopping took for an improvement."""
+    reference: float | None = None
+    """The primary metric at that evaluation, which a later one must pass by `min_delta`."""
     stopped_early: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
@@ -65,11 +70,14 @@ class Equipment:
 
     engine: Engine
     store: CheckpointStore
-    metrics: MetricsFile
-    listeners: Sequence[RecordListener]
-    followers: Sequence[StepListener]
+    metrics: MetricsFile | None = None
+    """Of the first process; the others record nothing."""
+    listeners: list[RecordListener] = field(default_factory=list)
+    followers: list[StepListener] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=NoStopwatch)
     context: Context = field(default_factory=Context)
+    progress: Progress = field(default_factory=Progress)
+    """Where the run stands; `fit` keeps it, also for a caller to whom it raises."""
 
 
 def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered prose
@@ -85,7 +93,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
         TrainingError: if the loss is not finite.
         CheckpointError: if there are checkpoints and none can be used.
     """
-    engine, store, watch = tools.engine, tools.store, tools.watch
+    engine, watch, group = tools.engine, tools.watch, tools.engine.group
 
     # 1. What is trained: an optimizer per phase, and the averaged copy of each role if there is to be one.
     weights = task.sample_weights(data.train.targets)
@@ -94,33 +102,17 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     scored = {role: average.module for role, average in trainables.averages.items()} or trainables.roles
 
     # 2. Where we stand: the newest whole checkpoint, or the beginning.
-    progress = Progress()
-    saved_step = -1
-    if (saved := store.newest()) is not None:
-        store.load(saved, trainables)
-        progress, saved_step = Progress(**saved.state["progress"]), saved.step
-        engine.load_scaler_state(saved.state["scaler"])
-        for trainer in trainers:
-            trainer.load_state(saved.state["phases"][trainer.phase.role])
-        logger.info("resuming at epoch %d, step %d (%s)", progress.epoch, progress.step, saved.path.name)
-    tools.metrics.cut(progress.metrics_bytes)
-    engine.start_trackers(progress.step)
+    saved_step = _resume(tools, config, trainables, trainers)
+    progress = tools.progress
     began = time.perf_counter() - progress.seconds
-
-    def save(score: float | None = None) -> str:
-        progress.seconds = time.perf_counter() - began
-        progress.metrics_bytes = tools.metrics.synced_size()
-        phases = {trainer.phase.role: trainer.state() for trainer in trainers}
-        state = {"progress": asdict(progress), "scaler": engine.scaler_state(), "phases": phases}
-        return str(store.save(progress.step, trainables, state, score))
+    save = partial(_save, tools, trainables, trainers, began)
 
     # 3. Batches from here to the end of the run, in an order that the seed alone decides.
     start = (progress.epoch, progress.position)
     if progress.position == plan.steps_per_epoch:
         start = (progress.epoch + 1, 0)
-    rank, world_size = tools.context.rank, tools.context.world_size
     loader = training_loader(
-        data.train, plan, start, config.epochs, rank, world_size, config.accumulate, config.workers
+        data.train, plan, start, config.epochs, group.rank, group.size, config.accumulate, config.workers
     )
     generator = torch.Generator()
 
@@ -133,16 +125,18 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 # 4. One step: every phase that is due sees the same microbatches.
                 window = [engine.place(next(batches)) for _ in range(config.accumulate)]
                 watch.lap("data")
+                count = sum([task.count(batch) for batch in window])
+                total, asked = _agree(group, count, _asked(stop, tools.context))
                 engine.seed(generator, step_seed(seed, progress.epoch, position))
                 factor = lr_factor(config, progress.step, plan.steps_per_epoch)
                 for trainer in trainers:
                     if progress.step % trainer.phase.every == 0:
-                        trainer.step(roles, window, generator, factor, watch)
+                        trainer.step(roles, window, total, generator, factor, watch)
                 for role, average in trainables.averages.items():
                     average.update_parameters(trainables.roles[role])
                 progress.position = position + 1
                 progress.step += 1
-                progress.samples += sum([len(batch["index"]) for batch in window])
+                progress.samples += len(plan.indices(progress.epoch, position))
 
                 # 5. Between two steps: tell, save, stop.
                 for follower in tools.followers:
@@ -151,19 +145,19 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 if progress.step % config.log_every_steps == 0 or (last and config.evaluates(progress.epoch)):
                     _record(progress, trainers, tools.listeners, time.perf_counter() - began)
                 watch.lap("other")
-                if last or (not config.checkpoint.due(progress.step) and stop.signal is None):
+                asked = _asked(stop, tools.context) if group.size == 1 else asked
+                if last or (not config.checkpoint.due(progress.step) and asked is None):
                     continue
                 save()
                 saved_step = progress.step
-                if stop.signal is not None:
-                    raise Interrupted(stop.signal, f"saved at step {progress.step}; the same command resumes")
+                if asked is not None:
+                    raise Interrupted(asked, f"saved at step {progress.step}; the same command resumes")
 
             # 6. The epoch's evaluation, on the averaged weights if there are any.
             score = None
             if config.evaluates(progress.epoch):
-                evaluated = evaluate(
-                    task, scored, data.validation, config.evaluation_batch_size, engine.device, stop
-                )
+                size, device = config.evaluation_batch_size, engine.device
+                evaluated = evaluate(task, scored, data.validation, size, device, stop, group)
                 if evaluated is None:
                     if saved_step != progress.step:
                         save()
@@ -177,7 +171,8 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
 
             # 7. The epoch is over: save it, and stop where it was asked.
             progress.epoch, progress.position = progress.epoch + 1, 0
-            ended = progress.epoch == config.epochs or progress.stopped_early or stop.signal is not None
+            _, asked = _agree(group, 0, _asked(stop, tools.context))
+            ended = progress.epoch == config.epochs or progress.stopped_early or asked is not None
             improved = score is not None and progress.best_step == progress.step
             due = progress.epoch % config.checkpoint.every_epochs == 0 or config.checkpoint.due(progress.step)
             checkpoint = None
@@ -186,11 +181,24 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 checkpoint = save(score)
             if tools.context.report is not None and score is not None:
                 tools.context.report(progress.metrics, checkpoint)
-            if stop.signal is not None:
-                raise Interrupted(
-                    stop.signal, f"saved after epoch {progress.epoch}; the same command resumes"
-                )
+            if asked is not None:
+                raise Interrupted(asked, f"saved after epoch {progress.epoch}; the same command resumes")
     return progress
+
+
+def _asked(stop: StopRequest, context: Context) -> int | None:
+    """Return the number of a signal that this process, or the one that started it, has received."""
+    if stop.signal is not None or context.stop is None:
+        return stop.signal
+    return context.stop()
+
+
+def _agree(group: Group, count: float, asked: int | None) -> tuple[float, int | None]:
+    """Return the sum of the counts of all processes, and a signal if any of them was asked to stop."""
+    if group.size == 1:
+        return count, asked
+    total, signals = group.sum([count, float(asked or 0)])
+    return total, (asked or int(signal.SIGTERM)) if signals else None
 
 
 def step_seed(seed: int, epoch: int, position: int) -> int:
@@ -202,6 +210,55 @@ def step_seed(seed: int, epoch: int, position: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
+
+
+def _resume(
+    tools: Equipment, config: TrainConfig, trainables: Trainables, trainers: Sequence[PhaseTrainer]
+) -> int:
+    """Go to the newest whole checkpoint and return its step; -1 at the beginning."""
+    engine, step = tools.engine, -1
+    # The first process looks, since looking sets damaged checkpoints aside.
+    saved = engine.group.share(tools.store.newest() if engine.group.leads else None)
+    if saved is not None:
+        tools.store.load(saved, trainables)
+        progress, step = _restored(saved, config), saved.step
+        tools.progress = progress
+        engine.load_scaler_state(saved.state["scaler"])
+        for trainer in trainers:
+            trainer.load_state(saved.state["phases"][trainer.phase.role])
+        logger.info("resuming at epoch %d, step %d (%s)", progress.epoch, progress.step, saved.path.name)
+    if tools.metrics is not None:
+        tools.metrics.cut(tools.progress.metrics_bytes)
+    engine.start_trackers(tools.progress.step)
+    return step
+
+
+def _save(
+    tools: Equipment,
+    trainables: Trainables,
+    trainers: Sequence[PhaseTrainer],
+    began: float,
+    score: float | None = None,
+) -> str | None:
+    """Commit a checkpoint and return its folder; None on all processes but the first, which does it."""
+    if tools.metrics is None:
+        return None
+    progress = tools.progress
+    progress.seconds = time.perf_counter() - began
+    progress.metrics_bytes = tools.metrics.synced_size()
+    phases = {trainer.phase.role: trainer.state() for trainer in trainers}
+    state = {"progress": asdict(progress), "scaler": tools.engine.scaler_state(), "phases": phases}
+    return str(tools.store.save(progress.step, trainables, state, score))
+
+
+def _restored(saved: Saved, config: TrainConfig) -> Progress:
+    """Return where a checkpoint stands; an early stop holds only for the settings that it was made by."""
+    progress = Progress(**saved.state["progress"])
+    stopped_by = saved.state.get("recipe", {}).get("train", {}).get("early_stopping")
+    settings = config.early_stopping and config.early_stopping.model_dump(mode="json")
+    if progress.stopped_early and settings != stopped_by:
+        progress.stopped_early, progress.stale, progress.reference = False, 0, progress.best
+    return progress
 
 
 def _record(
@@ -239,8 +296,11 @@ def _judge(metrics: dict[str, float], task: Task, config: TrainConfig, progress:
     margin = config.early_stopping.min_delta if config.early_stopping else 0.0
     sign = 1 if mode == "max" else -1
     better = progress.best is None or sign * score > sign * progress.best
-    enough = progress.best is None or sign * score > sign * progress.best + margin
-    progress.stale = 0 if enough else progress.stale + 1
+    # Not the best: small improvements add up. Checkpoints from before there was a reference have the best.
+    reference = progress.best if progress.reference is None else progress.reference
+    progress.stale += 1
+    if reference is None or sign * score > sign * reference + margin:
+        progress.stale, progress.reference = 0, score
     if better:
         progress.best, progress.best_step = score, progress.step
     if config.early_stopping is not None and progress.stale >= config.early_stopping.patience:

@@ -46,28 +46,32 @@ class PhaseTrainer:
         self,
         roles: Roles,
         window: Sequence[Batch],
+        total: float,
         generator: torch.Generator,
         factor: float,
         watch: Stopwatch,
     ) -> None:
         """Make one optimizer step on a window of microbatches, at ``factor`` times the learning rate.
 
-        The loss is a sum over a count that is known before the first forward, so that the split into
-        microbatches changes nothing. Synchronizes CPU and GPU once, for the guard.
+        The loss is a sum over ``total``, which is known before the first forward, so that the split into
+        workers and microbatches changes nothing. Synchronizes CPU and GPU once, for the guard.
 
         Raises:
-            TrainingError: before the update, if the loss or the gradient's norm is not finite.
+            TrainingError: before the update, on all workers together, if the loss or the gradient's norm is
+                not finite.
         """
-        total = sum([self.task.count(batch) for batch in window])
         self.optimizer.zero_grad()
         outs: list[LossOut] = []
         for batch in window:
-            out = self.phase.loss(roles, batch, generator)
-            watch.lap("forward")
-            self.engine.backward(out.loss_sum, total)
+            with self.engine.accumulating(roles[self.phase.role], batch is window[-1]):
+                self.engine.key(generator, batch)
+                out = self.phase.loss(roles, batch, generator)
+                watch.lap("forward")
+                self.engine.backward(out.loss_sum, total)
             watch.lap("backward")
             outs.append(out)
-        loss_sum = sum([out.loss_sum.item() for out in outs])
+        sums = self._sums(outs)
+        loss_sum = sums["loss"]
         finite = math.isfinite(loss_sum)
         if self.config.clip_norm is not None and finite:
             norm = self.engine.clip(self.optimizer, self.config.clip_norm)
@@ -83,15 +87,18 @@ class PhaseTrainer:
         self.update()
         if self.phase.after is not None:
             self.phase.after(roles)
-        self._count(loss_sum, outs)
+        self.counted += total
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         watch.lap("optimizer")
 
-    def _count(self, loss_sum: float, outs: Sequence[LossOut]) -> None:
-        self.sums["loss"] = self.sums.get("loss", 0.0) + loss_sum
+    def _sums(self, outs: Sequence[LossOut]) -> dict[str, float]:
+        """Return the loss and what was logged beside it, summed over microbatches and workers."""
+        sums = {"loss": sum([out.loss_sum.item() for out in outs])}
         for out in outs:
-            self.counted += out.count
             for name, value in out.logs.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value.item()
+                sums[name] = sums.get(name, 0.0) + value.item()
+        return dict(zip(sums, self.engine.group.sum(list(sums.values())), strict=True))
 
     def mean_loss(self) -> float:
         """Return the mean loss since the last training record; nan right after one."""

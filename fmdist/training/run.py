@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -34,7 +34,7 @@ from fmdist.recipe.reader import read
 from fmdist.recipe.resolved import fingerprint, to_yaml
 from fmdist.tasks.base import TaskConfig
 from fmdist.training.adapters import merge_adapters
-from fmdist.training.checkpoint import CheckpointStore, Saved, differences, load_weights
+from fmdist.training.checkpoint import STATE, CheckpointStore, Saved, differences, load_weights
 from fmdist.training.config import RESUMABLE, CheckpointConfig
 from fmdist.training.loop import Progress
 
@@ -46,6 +46,7 @@ RECIPE = "recipe.yaml"
 SIGNATURE = "signature.json"
 DATA = "data.json"
 CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
 
 _OWN = frozenset({storage.LOCK, "quarantine.jsonl"})
 """Files that a run may leave before it has begun."""
@@ -57,10 +58,17 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A run's folder, held by this process. Open it with `open_run`."""
+    """A run's folder, held by this process. Open it with `open_run`.
 
-    def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
+    Args:
+        path: the folder.
+        recipe: the resolved recipe.
+        writes: false for a worker that leaves the record to another.
+    """
+
+    def __init__(self, path: Path, recipe: Mapping[str, Any], writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
         self.record: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe["name"],
@@ -80,23 +88,25 @@ class RunFolder:
     def write(self, status: str, values: Mapping[str, Any]) -> None:
         """Rewrite ``run.json`` with a status and further values."""
         self.record |= {**values, "status": status, "updated": _now()}
+        if not self._writes:
+            return
         storage.write_json(self.path / RECORD, self.record)
 
 
 @contextmanager
 def open_run(path: Path, recipe: Mapping[str, Any]) -> Iterator[RunFolder]:
-    """Hold a new run's folder, or that of an unfinished run of the same recipe, and keep its status true.
+    """Hold a new run's folder, or that of a run that the recipe lets go on, and keep its status true.
 
     Raises:
         CheckpointError: if another process writes there, or the folder holds something else, another recipe's
-            run, or a finished run.
+            run, one of more epochs, or a finished run that the recipe gives nothing to do.
     """
     fresh = not path.exists()
     if not fresh:
         _check(path, recipe)  # before the lock leaves its file in a folder that is none of ours
     with storage.lock(path):
         _check(path, recipe)
-        for folder in (path, path / "evaluation"):
+        for folder in (path, path / EVALUATION):
             storage.remove_leftovers(folder)
         run = RunFolder(path, recipe)
         try:
@@ -126,7 +136,8 @@ def begin(
     """Write what stands before the first step: from here on the folder is a run.
 
     ``run.json`` comes first: a kill in between must leave neither files without a run, nor a recipe with more
-    epochs beside a run that says it is finished.
+    epochs beside a run that says it is finished. The evaluation of a finished run that goes on is removed,
+    since it says nothing of the weights to come.
 
     Raises:
         DataError: if the run goes on from a checkpoint and the data is no longer what it was.
@@ -138,6 +149,8 @@ def begin(
         logger.info("%s: starting over, since the run there had saved nothing yet", run.path)
         shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     run.write("running", {})
+    if (run.path / EVALUATION).is_dir():
+        shutil.rmtree(run.path / EVALUATION)
     storage.write_text(run.path / RECIPE, to_yaml(recipe))
     storage.write_json(run.path / SIGNATURE, answers)
     storage.write_json(run.path / DATA, data)
@@ -235,18 +248,39 @@ def recipe_path(path: Path) -> Path:
 
 
 def is_finished(path: Path, recipe: Mapping[str, Any]) -> bool:
-    """Return whether ``path`` holds a finished run of this very recipe, whatever it says of later stages."""
+    """Return whether ``path`` holds a finished run in which this recipe leaves nothing to train.
+
+    False too for a recipe that `open_run` refuses: for fewer epochs than were made, or another recipe.
+    """
     if not (path / RECORD).exists():
         return False
     record, old = read_run(path), read(path / RECIPE).values
-    longer = recipe["train"]["epochs"] > old["train"]["epochs"]
-    return record["status"] == "finished" and not longer and not differences(old, recipe)
+    if record["status"] != "finished" or differences(old, recipe):
+        return False
+    asked = record["epoch"] <= recipe["train"]["epochs"] <= old["train"]["epochs"]
+    return asked and bool(_to_train_on(record, old, recipe))
 
 
 def update_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Let a finished run's recipe say what its later stages are to do."""
+    """Let a finished run's recipe say how to compress it; of the training it still says what was done."""
     with storage.lock(path):
-        storage.write_text(path / RECIPE, to_yaml(recipe))
+        values = dict(read(path / RECIPE).values)
+        values.pop("compress", None)
+        later = {"compress": recipe["compress"]} if "compress" in recipe else {}
+        storage.write_text(path / RECIPE, to_yaml(values | later))
+
+
+def check_not_training(path: Path) -> None:
+    """Raise `CheckpointError` if another process is writing into a run's folder."""
+    try:
+        with storage.lock(path):
+            pass
+    except CheckpointError:
+        raise CheckpointError(
+            field=str(path),
+            problem="another process is writing here, such as the run's training",
+            fix="wait until it has ended, or stop it; a stopped run can be compressed too",
+        ) from None
 
 
 def note(path: Path, values: Mapping[str, Any]) -> None:
@@ -309,13 +343,46 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
             allowed=f"on resume only train.{', train.'.join(sorted(RESUMABLE))} and compress may change",
             fix="give another directory with -o, or another name",
         )
-    goes_on = recipe["train"]["epochs"] > old["train"]["epochs"] and not record.get("stopped_early")
-    if record["status"] == "finished" and not goes_on:
+    wanted, (made, begun) = recipe["train"]["epochs"], _epochs_made(path, record)
+    if wanted < made + begun:
+        done = "1 epoch is" if made == 1 else f"{made} epochs are"
+        raise CheckpointError(
+            field="train.epochs",
+            problem=f"{done} made already in {path}{', and another is begun' if begun else ''}",
+            value=wanted,
+            allowed=f"at least {made + begun}",
+            fix="raise train.epochs, or give another directory with -o or another name",
+        )
+    if record["status"] == "finished" and (changes := _to_train_on(record, old, recipe)):
+        early = f": it stopped early after epoch {made}" if record.get("stopped_early") else ""
         raise CheckpointError(
             field=str(path),
-            problem="the run is finished",
-            fix="raise train.epochs to train on, or give another directory with -o or another name",
+            problem=f"the run is finished{early}",
+            fix=f"{' and '.join(changes)} to train on, or give another directory with -o or another name",
         )
+
+
+def _epochs_made(path: Path, record: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return how many epochs a run has made, and whether another is begun, as far as it was saved."""
+    if record["status"] == "finished":
+        return record["epoch"], False
+    for folder in sorted((path / CHECKPOINTS).glob("step-*"), reverse=True):
+        # One that can't be read, or was set aside, isn't the one from which training goes on.
+        with suppress(CheckpointError, KeyError, TypeError):
+            if folder.suffix != ".corrupt":
+                progress = storage.read_json(folder / STATE)["progress"]
+                return progress["epoch"], progress["position"] > 0
+    return 0, False
+
+
+def _to_train_on(record: Mapping[str, Any], old: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Return what a recipe must change for a finished run to train on; nothing if it goes on."""
+    changes = []
+    if recipe["train"]["epochs"] <= record["epoch"]:
+        changes.append("raise train.epochs")
+    if record.get("stopped_early") and recipe["train"]["early_stopping"] == old["train"]["early_stopping"]:
+        changes.append("change train.early_stopping")
+    return changes
 
 
 def saved_anything(path: Path) -> bool:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
+from typing import Any
 
 from fmdist.contracts import Context, Task
 from fmdist.data.splits import DataSplits
+from fmdist.errors import Interrupted
 from fmdist.training.checkpoint import CheckpointStore, parameter_count
 from fmdist.training.config import TrainConfig
+from fmdist.training.dropout import drawn_by_sample, drawn_by_worker, own_statistics
 from fmdist.training.engine import engine
-from fmdist.training.listeners import (
-    NoStopwatch,
-    Profiler,
-    ProgressLine,
-    RecordListener,
-    StepListener,
-    Stopwatch,
-    Trackers,
-    metrics_file,
-)
+from fmdist.training.listeners import Profiler, ProgressLine, Trackers, metrics_file
 from fmdist.training.loop import Equipment, Progress, fit
+from fmdist.training.names import listing
 from fmdist.training.run import CHECKPOINTS, RunFolder, summary
+
+logger = logging.getLogger(__name__)
 
 
 def train_run(
@@ -30,30 +28,56 @@ def train_run(
     config: TrainConfig,
     seed: int,
     context: Context,
-    profile: bool,
+    profile: bool = False,
+    by_sample: bool = False,
 ) -> Progress:
     """Train into a run's folder and return where training ended; see `fmdist.training.loop.fit`.
+
+    ``by_sample`` keys dropout by sample.
 
     Raises:
         CapabilityError: if the device or the precision isn't available here.
         DependencyMissing: if a tracker's extra isn't installed.
+        Interrupted: as `fit` does; the run's record then says where training stands.
     """
     steps = -(-len(data.train) // config.batch_size) * config.epochs
     with ExitStack() as stack:
-        metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
-        working = stack.enter_context(engine(config, context, run.path))
-        line = stack.enter_context(ProgressLine(steps, task.primary[0]))
-        followers: list[StepListener] = [line]
-        watch: Stopwatch = NoStopwatch()
-        if profile:
-            watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
-            followers.append(profiler)
+        working = stack.enter_context(engine(config, context, run.path, by_sample))
+        if by_sample:
+            stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
-        records: list[RecordListener] = [metrics, Trackers(working), line]
-        tools = Equipment(working, store, metrics, records, followers, watch, context)
+        tools = Equipment(working, store, context=context)
+        if working.group.leads:
+            tools.metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
+            line = stack.enter_context(ProgressLine(steps, task.primary[0]))
+            tools.listeners += [tools.metrics, Trackers(working), line]
+            tools.followers.append(line)
+        if profile and working.group.leads:
+            tools.watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
+            tools.followers.append(profiler)
         parameters = sum(parameter_count(module) for module in task.roles().values())
-        run.write("running", {"parameters": parameters})
-        progress = fit(task, data, config, tools, seed)
+        run.write("running", {"parameters": parameters, "workers": _workers(task, context.world_size)})
+        try:
+            fit(task, data, config, tools, seed)
+        except Interrupted:
+            run.record |= summary(tools.progress, task)  # written with the status by `open_run`
+            raise
         working.release(task.roles().values())
-        run.write("running", summary(progress, task))
-    return progress
+        run.write("running", summary(tools.progress, task))
+    return tools.progress
+
+
+def _workers(task: Task, count: int) -> dict[str, Any]:
+    """Return what the record says of the workers: how many, and what depends on that; warn of it."""
+    if count == 1:
+        return {"count": 1}
+    modules = [
+        module for role, module in task.roles().items() if any(p.requires_grad for p in module.parameters())
+    ]
+    own = [f"the batch statistics of {name}" for name in own_statistics(modules)]
+    own += [f"the dropout inside {name}" for name in drawn_by_worker(modules)]
+    if own:
+        logger.warning(
+            "each worker has its own: %s. Training depends a little on the number of workers", listing(own)
+        )
+    return {"count": count, "strategy": "ddp", "by_worker": own}

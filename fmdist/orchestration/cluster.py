@@ -1,0 +1,100 @@
+"""The Ray cluster that a command uses: one that runs, or one of its own for as long as it needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from fmdist.errors import CapabilityError, UsageError
+
+POLL_SECONDS = 0.1
+"""How often Ray Train looks after its workers; at its default of 2 s every report waits that long."""
+
+_QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine, and leave it as it was found.
+
+    Args:
+        address: of a running cluster (``auto``, ``HOST:PORT``); None takes the job's own inside of a Ray job,
+            and else starts one.
+
+    Raises:
+        UsageError: if nothing answers there.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    before = dict(os.environ)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    found = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=found or "local", logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        _restore(before)
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            field="--address",
+            problem=f"no Ray cluster answers there ({reason})",
+            value=found,
+            fix="start one with 'ray start --head', or leave --address out to train on this machine",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        _restore(before)
+
+
+def _restore(environment: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+
+
+def wait_for(needed: Mapping[str, float], seconds: float) -> None:
+    """Return once the cluster has as much of every resource as is needed in all.
+
+    Args:
+        needed: resource (``CPU``, ``GPU``) -> how much.
+        seconds: how long to wait for machines that are still to come.
+
+    Raises:
+        CapabilityError: if it hasn't by then.
+    """
+    until = time.monotonic() + seconds
+    told = False
+    while True:
+        has: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        missing = {name: amount for name, amount in needed.items() if has.get(name, 0.0) < amount}
+        if not missing:
+            return
+        if time.monotonic() >= until:
+            there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in needed)
+            raise CapabilityError(
+                field="scaling.workers",
+                problem="the cluster hasn't what the workers need: "
+                + ", ".join(f"{amount:g} {name}" for name, amount in needed.items()),
+                value=there,
+                fix="ask for fewer workers or less for each (scaling.cpus_per_worker), or wait for machines "
+                "with scaling.wait_seconds",
+            )
+        if not told:
+            logger.info("waiting for %s", ", ".join(f"{amount:g} {name}" for name, amount in missing.items()))
+            told = True
+        time.sleep(min(1.0, POLL_SECONDS + until - time.monotonic()))

@@ -1,0 +1,167 @@
+"""The workers of a training run: Ray Train starts them, and starts them again where some were lost."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from fmdist.contracts import Context
+from fmdist.errors import FmdistError, Interrupted, TrainingError
+from fmdist.orchestration.cluster import cluster, wait_for
+from fmdist.training.scaling import ScalingConfig
+
+Work = Callable[[Context], None]
+"""What every worker does; it is pickled."""
+
+STOP = ".stop"
+"""File in a run's folder that holds the number of a signal: the workers save and end."""
+
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, at most."""
+
+logger = logging.getLogger(__name__)
+
+
+def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path, address: str | None = None) -> None:
+    """Let all workers do ``work`` together, and again after one was lost, until it is done.
+
+    SIGTERM and SIGINT are passed on: the workers save at the end of a step, and `Interrupted` is raised here.
+
+    Args:
+        work: is given its `Context`; it goes on from the newest checkpoint by itself.
+        scaling: the recipe's section.
+        folder: of the run, which all machines must share.
+        address: of the cluster; see `fmdist.orchestration.cluster.cluster`.
+
+    Raises:
+        FmdistError: what a worker raised, as it was.
+        TrainingError: if workers were lost more often than ``scaling.max_failures``.
+        CapabilityError: if the cluster is too small.
+        UsageError: if no cluster answers.
+    """
+    stop = folder / STOP
+    stop.unlink(missing_ok=True)
+    needed = {"CPU": scaling.workers * scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        needed["GPU"] = scaling.workers * scaling.gpus_per_worker
+    with cluster(address):
+        wait_for(needed, scaling.wait_seconds)
+        with _PassedOn(stop) as passed:
+            try:
+                _attempts(work, scaling, folder, passed)
+            finally:
+                stop.unlink(missing_ok=True)
+
+
+def _attempts(work: Work, scaling: ScalingConfig, folder: Path, passed: _PassedOn) -> None:
+    for attempt in range(scaling.max_failures + 1):
+        failure = _attempt(work, scaling, folder)
+        if failure is None:
+            return
+        if isinstance(failure, FmdistError):
+            raise failure
+        if passed.number is not None:
+            raise Interrupted(passed.number, "the newest checkpoint is kept; the same command resumes")
+        if attempt == scaling.max_failures:
+            raise TrainingError(
+                problem=f"a worker was lost {attempt + 1} times ({failure})",
+                fix="the same command goes on from the newest checkpoint; scaling.max_failures allows more",
+            )
+        seconds = min(scaling.backoff_seconds * 2**attempt, LONGEST_WAIT)
+        logger.warning("%s. Going on from the newest checkpoint in %.3g s", failure, seconds)
+        passed.come.wait(seconds)
+
+
+def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | None:
+    """Return None once the work is done, or what ended it."""
+    gpus = scaling.gpus_per_worker
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as storage:
+        trainer = TorchTrainer(
+            partial(_worker, work, folder / STOP, "auto" if gpus else "cpu"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scaling.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker=resources,
+                placement_strategy=scaling.placement.upper(),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{folder.name}-{time.time_ns()}",
+                storage_path=storage,
+                failure_config=ray.train.FailureConfig(max_failures=0),
+            ),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return _reason(error)
+    return None
+
+
+def _worker(work: Work, stop: Path, device: str) -> None:
+    """Do the work in one of Ray Train's processes."""
+    place = ray.train.get_context()
+
+    def stopped() -> int | None:
+        return int(stop.read_text()) if stop.exists() else None
+
+    work(Context(place.get_world_rank(), place.get_world_size(), device, stop=stopped))
+
+
+def _reason(error: Exception) -> Exception:
+    """Return what a worker raised, if it is one of our errors, and else a short account of the failure."""
+    failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, FmdistError):
+            return raised
+        logger.debug("worker %d: %s", rank, failure)
+    said = {rank: f"{type(getattr(each, '_base_exc', each)).__name__}" for rank, each in failures.items()}
+    lost = ", ".join(f"worker {rank}: {name}" for rank, name in sorted(said.items()))
+    return RuntimeError(f"training was cut off ({lost or ' '.join(str(error).split())[:300]})")
+
+
+class _PassedOn:
+    """While entered, SIGTERM and SIGINT go into a file that the workers read; a second one acts as ever."""
+
+    def __init__(self, file: Path) -> None:
+        self.number: int | None = None
+        self.come = threading.Event()
+        self._file = file
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _PassedOn:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        draft = self._file.with_name(f"{self._file.name}.{number}.tmp")
+        draft.write_text(str(number))
+        draft.replace(self._file)
+        self.come.set()
+        self._restore()
+        logger.warning("signal %d: the workers save at the end of this step; once more ends at once", number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

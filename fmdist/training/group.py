@@ -1,0 +1,61 @@
+"""What the processes of one training run tell each other: sums, agreements, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Group:
+    """The processes that train one model together; alone, every answer is one's own.
+
+    Args:
+        rank: which of them this is, from 0.
+        size: how many there are.
+        device: where tensors must be for the process group to move them.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self._device = device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return each value summed over all processes, in float64; nan or inf anywhere is so everywhere."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(total)
+        summed: list[float] = total.tolist()
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank; they are pickled."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value; the others' is not used."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def same(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether these tensors are equal on all processes, by their sums of values and of squares."""
+        sums = [float(tensor.double().sum()) for tensor in tensors]
+        sums += [float(tensor.double().square().sum()) for tensor in tensors]
+        return all(other == sums for other in self.gather(sums))
