@@ -85,7 +85,7 @@ def training_loader(
         DataError: if the workers and microbatches don't divide the global batch, or an epoch's last batch has
             too few samples to give each of them one.
     """
-    _check_division(plan, world_size, accumulate)
+    check_division(plan, world_size, accumulate)
     return _loader(dataset, _TrainingDraws(plan, start, epochs, rank, world_size, accumulate), workers)
 
 
@@ -97,7 +97,8 @@ def evaluation_loader(
     return _loader(dataset, _EvaluationDraws(start, end, batch_size), 0)
 
 
-def _check_division(plan: BatchPlan, world_size: int, accumulate: int) -> None:
+def check_division(plan: BatchPlan, world_size: int, accumulate: int) -> None:
+    """Raise `DataError` if workers and microbatches can't share every batch; see `training_loader`."""
     parts = world_size * accumulate
     if plan.global_batch % parts:
         raise DataError(

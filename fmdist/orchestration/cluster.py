@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+KNOCK_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,9 @@ def cluster(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     found = address or os.environ.get("RAY_ADDRESS")
     try:
+        _knock(found)
         ray.init(address=found or "local", logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         _restore(before)
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -59,6 +63,13 @@ def cluster(address: str | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         _restore(before)
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError if nothing listens at ``HOST:PORT``: Ray itself would try for two minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _restore(environment: Mapping[str, str]) -> None:

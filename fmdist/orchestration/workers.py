@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,14 +29,37 @@ Work = Callable[[Context], None]
 STOP = ".stop"
 """File in a run's folder that holds the number of a signal: the workers save and end."""
 
+RAISED = ".error"
+"""Ends the name of a file by which a worker hands over what it raised."""
+
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 
 logger = logging.getLogger(__name__)
 
 
-def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path, address: str | None = None) -> None:
-    """Let all workers do ``work`` together, and again after one was lost, until it is done.
+@contextmanager
+def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
+    """Be connected to a cluster that has what the workers need, while entered.
+
+    Args:
+        scaling: the recipe's section.
+        address: of the cluster; see `fmdist.orchestration.cluster.cluster`.
+
+    Raises:
+        CapabilityError: if the cluster is too small.
+        UsageError: if no cluster answers.
+    """
+    needed = {"CPU": scaling.workers * scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        needed["GPU"] = scaling.workers * scaling.gpus_per_worker
+    with cluster(address):
+        wait_for(needed, scaling.wait_seconds)
+        yield
+
+
+def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path) -> None:
+    """Let all workers do ``work`` together, and again after one was lost, until it is done; see `ready`.
 
     SIGTERM and SIGINT are passed on: the workers save at the end of a step, and `Interrupted` is raised here.
 
@@ -42,26 +67,18 @@ def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path, address: 
         work: is given its `Context`; it goes on from the newest checkpoint by itself.
         scaling: the recipe's section.
         folder: of the run, which all machines must share.
-        address: of the cluster; see `fmdist.orchestration.cluster.cluster`.
 
     Raises:
         FmdistError: what a worker raised, as it was.
         TrainingError: if workers were lost more often than ``scaling.max_failures``.
-        CapabilityError: if the cluster is too small.
-        UsageError: if no cluster answers.
     """
     stop = folder / STOP
     stop.unlink(missing_ok=True)
-    needed = {"CPU": scaling.workers * scaling.cpus_per_worker}
-    if scaling.gpus_per_worker:
-        needed["GPU"] = scaling.workers * scaling.gpus_per_worker
-    with cluster(address):
-        wait_for(needed, scaling.wait_seconds)
-        with _PassedOn(stop) as passed:
-            try:
-                _attempts(work, scaling, folder, passed)
-            finally:
-                stop.unlink(missing_ok=True)
+    with _PassedOn(stop) as passed:
+        try:
+            _attempts(work, scaling, folder, passed)
+        finally:
+            stop.unlink(missing_ok=True)
 
 
 def _attempts(work: Work, scaling: ScalingConfig, folder: Path, passed: _PassedOn) -> None:
@@ -90,7 +107,7 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
     # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as storage:
         trainer = TorchTrainer(
-            partial(_worker, work, folder / STOP, "auto" if gpus else "cpu"),
+            partial(_worker, work, folder / STOP, Path(storage), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.workers,
                 use_gpu=bool(gpus),
@@ -104,34 +121,40 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         )
+        ended: Exception | None = None
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            return _reason(error)
-    return None
+            ended = _lost(error)
+        # The folder is this user's alone, so what lies there was written by the workers.
+        raised = sorted(Path(storage).glob(f"*{RAISED}"))
+        return pickle.loads(raised[0].read_bytes()) if raised else ended
 
 
-def _worker(work: Work, stop: Path, device: str) -> None:
-    """Do the work in one of Ray Train's processes."""
+def _worker(work: Work, stop: Path, errors: Path, device: str) -> None:
+    """Do the work in one of Ray Train's processes; an error of ours goes into the folder ``errors``."""
     place = ray.train.get_context()
 
     def stopped() -> int | None:
         return int(stop.read_text()) if stop.exists() else None
 
-    work(Context(place.get_world_rank(), place.get_world_size(), device, stop=stopped))
+    try:
+        work(Context(place.get_world_rank(), place.get_world_size(), device, stop=stopped))
+    except FmdistError as error:
+        # Handed over, not raised: Ray would print it with its traceback, once for each worker.
+        (errors / f"{place.get_world_rank()}{RAISED}").write_bytes(pickle.dumps(error))
 
 
-def _reason(error: Exception) -> Exception:
-    """Return what a worker raised, if it is one of our errors, and else a short account of the failure."""
+def _lost(error: Exception) -> Exception:
+    """Return a short account of what ended the workers."""
     failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        raised = getattr(failure, "_base_exc", failure)
-        if isinstance(raised, FmdistError):
-            return raised
         logger.debug("worker %d: %s", rank, failure)
-    said = {rank: f"{type(getattr(each, '_base_exc', each)).__name__}" for rank, each in failures.items()}
-    lost = ", ".join(f"worker {rank}: {name}" for rank, name in sorted(said.items()))
-    return RuntimeError(f"training was cut off ({lost or ' '.join(str(error).split())[:300]})")
+    kinds = {
+        rank: type(getattr(failure, "_base_exc", failure)).__name__ for rank, failure in failures.items()
+    }
+    said = ", ".join(f"worker {rank}: {kind}" for rank, kind in sorted(kinds.items()))
+    return RuntimeError(f"training was cut off ({said or ' '.join(str(error).split())[:300]})")
 
 
 class _PassedOn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fmdist.stages.recipe import Recipe
     from fmdist.training.distill_config import DistillConfig
     from fmdist.training.run import RunFolder
+    from fmdist.training.scaling import ScalingConfig
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ def train(
         TrainingError, DataError, CheckpointError, CapabilityError: see `fmdist.errors`.
     """
     from fmdist.contracts import Context
+    from fmdist.data.loader import check_division
+    from fmdist.data.plan import BatchPlan
     from fmdist.training import run as runs
     from fmdist.training.engine import check_here
+    from fmdist.training.scaling import ScalingConfig
     from fmdist.training.scoring import score_split, write_scores
     from fmdist.training.session import train_run
 
@@ -67,17 +72,20 @@ def train(
     plain = loaded.plain
     folder = output or RUNS / loaded.name
     check_here(loaded.train, Context())
-    with runs.open_run(folder, plain) as run:
+    scaling = loaded.scaling or ScalingConfig()
+    alone = address is None and scaling.workers == 1
+    with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
         task = _initialized_task(loaded, data, run)
         learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
+        plan = BatchPlan(len(data.train), loaded.train.batch_size, loaded.seed, None, loaded.train.drop_last)
+        check_division(plan, scaling.workers, loaded.train.accumulate)
         runs.begin(run, plain, runs.signature(task, data), data.record)
-        scaling = loaded.scaling
-        if address is None and (scaling is None or scaling.workers == 1):
-            by_sample = scaling is not None
+        if alone:
+            by_sample = loaded.scaling is not None
             train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, by_sample)
         else:
-            _train_on_workers(loaded, folder, profile, address)
+            _train_on_workers(loaded, scaling, folder, profile)
             run.record |= runs.read_run(folder)
         saved = runs.load_best(folder, task)
         record, rows = score_split(
@@ -88,17 +96,22 @@ def train(
     return Trained(folder, record["metrics"], record["baseline"], record["primary"], record["interval"])
 
 
-def _train_on_workers(recipe: Recipe, folder: Path, profile: bool, address: str | None) -> None:
+def _ready(scaling: ScalingConfig, address: str | None) -> AbstractContextManager[None]:
+    # Imported here: Ray takes half a second, and most runs don't need it.
+    from fmdist.orchestration import workers
+
+    return workers.ready(scaling, address)
+
+
+def _train_on_workers(recipe: Recipe, scaling: ScalingConfig, folder: Path, profile: bool) -> None:
     """Train on the recipe's workers, each of which reads the data and builds the task anew."""
     from functools import partial
 
     from fmdist import component
-    from fmdist.orchestration.workers import train_on_workers
-    from fmdist.training.scaling import ScalingConfig
+    from fmdist.orchestration import workers
 
-    scaling = recipe.scaling or ScalingConfig()
     work = partial(work_on, recipe.plain, folder.resolve(), Path.cwd(), component.plugin_folders(), profile)
-    train_on_workers(work, scaling, folder.resolve(), address)
+    workers.train_on_workers(work, scaling, folder.resolve())
 
 
 def work_on(

@@ -14,9 +14,7 @@ from fmdist.contracts import Context
 from fmdist.training.scaling import ScalingConfig
 
 
-def train_in_processes(
-    work: Callable[[Context], None], scaling: ScalingConfig, folder: Path, address: str | None = None
-) -> None:
+def train_in_processes(work: Callable[[Context], None], scaling: ScalingConfig, folder: Path) -> None:
     """Stand in for `fmdist.orchestration.workers.train_on_workers`."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
