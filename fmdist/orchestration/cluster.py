@@ -16,14 +16,8 @@ from fmdist.errors import CapabilityError, UsageError
 POLL_SECONDS = 0.1
 """How often Ray Train looks after its workers; at its default of 2 s every report waits that long."""
 
-_QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
 KNOCK_SECONDS = 10.0
+"""How long a cluster's port may take to answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +37,7 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
         return
     before = dict(os.environ)
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     found = address or os.environ.get("RAY_ADDRESS")
     try:
         _knock(found)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import ray.train
+import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fmdist.contracts import Context
@@ -143,6 +144,9 @@ def _worker(work: Work, stop: Path, errors: Path, device: str) -> None:
     except FmdistError as error:
         # Handed over, not raised: Ray would print it with its traceback, once for each worker.
         (errors / f"{place.get_world_rank()}{RAISED}").write_bytes(pickle.dumps(error))
+        # The others must not wait for this one.
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _lost(error: Exception) -> Exception:

@@ -85,8 +85,10 @@ def train(
             by_sample = loaded.scaling is not None
             train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, by_sample)
         else:
-            _train_on_workers(loaded, scaling, folder, profile)
-            run.record |= runs.read_run(folder)
+            try:
+                _train_on_workers(loaded, scaling, folder, profile)
+            finally:
+                run.record |= runs.read_run(folder)  # the first worker has kept it
         saved = runs.load_best(folder, task)
         record, rows = score_split(
             task, data.test, "test", data.train.plain(), loaded.train.evaluation_batch_size, loaded.seed
