@@ -68,7 +68,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    row["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    # Ray's processes are no children of ours, so that their time isn't known.
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    row["cpu_seconds"] = None if values.get("scaling") else used
     if ended.returncode:
         return {**row, "error": ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "failed"}
     scores = storage.read_json(folder / "runs" / name / "evaluation" / "test.json")
@@ -86,7 +88,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
             for result in storage.read_json(artifact)["results"]
             if result["variant"] == "int8" and result["precision"] == "default"
         }
-    sys.stdout.write(f"{name}: {primary} {scores['metrics'][primary]:.4f}, {row['cpu_seconds']:.0f} CPU s\n")
+    sys.stdout.write(f"{name}: {primary} {scores['metrics'][primary]:.4f}, {used:.0f} CPU s\n")
     sys.stdout.flush()
     return row
 
@@ -115,7 +117,7 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
             bar,
             drops,
             sizes,
-            f"{row['cpu_seconds']:.0f}",
+            "-" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return lines

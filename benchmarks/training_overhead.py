@@ -114,14 +114,16 @@ def ours(case: Case, task: Task, turns: Turns) -> Tensor:
         tempfile.TemporaryDirectory() as name,
         metrics_file(Path(name) / "metrics.jsonl") as metrics,
         engine(config, Context(), Path(name)) as working,
-        ProgressLine(config.epochs, "accuracy") as line,
+        ProgressLine(config.epochs, task.primary[0]) as line,
     ):
-        store = CheckpointStore(Path(name) / "checkpoints", "max", config.checkpoint)
+        store = CheckpointStore(Path(name) / "checkpoints", task.primary[1], config.checkpoint)
         records: list[RecordListener] = [metrics, Trackers(working), line]
         tools = Equipment(working, store, metrics, records, [line, Turn(turns)])
         turns.begin("ours")
-        fit(task, case.data, config, tools, seed=0)
-        turns.leave("ours")
+        try:
+            fit(task, case.data, config, tools, seed=0)
+        finally:
+            turns.leave("ours")
     return weights(task.roles())
 
 
