@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 
 class Group:
@@ -53,9 +52,3 @@ class Group:
         held = [value]
         dist.broadcast_object_list(held, src=0)
         return held[0]
-
-    def same(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether these tensors are equal on all processes, by their sums of values and of squares."""
-        sums = [float(tensor.double().sum()) for tensor in tensors]
-        sums += [float(tensor.double().square().sum()) for tensor in tensors]
-        return all(other == sums for other in self.gather(sums))
