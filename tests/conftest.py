@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ _LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "TORCH_", "PYTORCH
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test that changes the environment or our logging, or leaves a process or a lasting thread."""
+    """Fail a test that changes the environment, our logging or a signal, or leaves a process or a thread."""
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     environment, loggers, threads = _environment(), _logging(), set(threading.enumerate())
     children = set(multiprocessing.active_children())
     yield
@@ -36,6 +38,7 @@ def leaves_nothing_behind() -> Iterator[None]:
     )
     assert not changed, f"the test left environment variables changed: {changed}"
     assert _logging() == loggers, "the test left a logger changed"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == signals
     assert not set(multiprocessing.active_children()) - children
     left = [thread for thread in set(threading.enumerate()) - threads if not thread.daemon]
     for thread in left:

@@ -131,13 +131,18 @@ def test_more_epochs_when_the_pending_evaluation_is_no_longer_due(tmp_path: Path
 
 
 def test_a_second_sigint_ends_at_once(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, 4, signal.SIGINT, signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            stages.train(small_recipe(), output=tmp_path / "run")
+    # A shell's background jobs ignore it from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(patch, 4, signal.SIGINT, signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                stages.train(small_recipe(), output=tmp_path / "run")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert steps(tmp_path / "run") == []
     assert storage.read_json(tmp_path / "run" / "run.json")["status"] == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_more_epochs_equal_the_longer_run(tmp_path: Path) -> None:
