@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Each in processes of its own: exporters and runtimes don't bear forks and each other in one for long.
+# The distributed ones one after the other: each has workers of its own.
 SUITES := cli contract distributed faults golden integration parity unit/compression unit/models unit/training
 
 .PHONY: demo test check sweep bench bench-families install clean
@@ -12,7 +13,8 @@ demo: $(STAMP)  ## Train, compress, verify and report on handwritten digits.
 
 test: check  ## Everything: lint, types, layers, all tests.
 	failed=0; for suite in $(SUITES); do \
-	    $(BIN)/python -m pytest -m "slow and not sweep" -n 2 --dist loadgroup tests/$$suite || failed=1; \
+	    workers=2; test $$suite != distributed || workers=0; \
+	    $(BIN)/python -m pytest -m "slow and not sweep" -n $$workers --dist loadgroup tests/$$suite || failed=1; \
 	done; exit $$failed
 
 check: $(STAMP)  ## Lint, types, layers and the fast tests.
@@ -25,6 +27,7 @@ check: $(STAMP)  ## Lint, types, layers and the fast tests.
 sweep: $(STAMP)  ## All rounds of the kill sweep, and INT8 of every family; results go to benchmarks/results/.
 	$(BIN)/python -m tests.faults.sweep
 	$(BIN)/python -m pytest -m sweep -n 2 tests/contract
+	$(BIN)/python -m pytest -m sweep tests/distributed
 
 bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.cli_startup
