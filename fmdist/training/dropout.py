@@ -79,7 +79,8 @@ def drawn_by_worker(modules: Iterable[nn.Module]) -> list[str]:
     found = []
     for module in modules:
         for name, part in module.named_modules():
-            if not isinstance(part, nn.Dropout) and float(getattr(part, "dropout", 0.0) or 0.0) > 0:
+            share = getattr(part, "dropout", None)  # of some a module, which is asked by itself
+            if isinstance(share, float | int) and share > 0:
                 found.append(name)
     return found
 

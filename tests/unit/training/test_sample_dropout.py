@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from fmdist.contracts import InputSpec
 from fmdist.errors import CapabilityError, DataError, Interrupted
-from fmdist.models import cnn
+from fmdist.models import cnn, text_cnn
 from fmdist.training.dropout import Draws, SampleDropout, drawn_by_sample, drawn_by_worker, own_statistics
 from fmdist.training.group import Group
 from tests.unit.training.transfer_rig import IMAGE, classes
 
 SEED = 2**62 + 12345
+TEXT = (InputSpec("text", (None,), "int64", 9, 8),)
 INDEX = torch.arange(64) * 7 + 3
 
 
@@ -80,6 +82,7 @@ def test_what_is_each_workers_own_is_named() -> None:
     assert own_statistics([cnn.Config(channels=(4,), blocks=1, norm="batch").build(images, 2)])
     plain, stacked = (nn.LSTM(3, 3, layers, dropout=share) for layers, share in ((1, 0.0), (2, 0.5)))
     assert drawn_by_worker([nn.ModuleDict({"a": plain, "b": stacked, "c": nn.Dropout(0.5)})]) == ["b"]
+    assert drawn_by_worker([text_cnn.Config(dropout=0.5).build(classes("a", "b", inputs=TEXT), 2)]) == []
 
 
 def test_alone_every_answer_is_ones_own() -> None:
