@@ -45,7 +45,7 @@ def processes() -> dict[int, str]:
 def leaves_no_process() -> Iterator[None]:
     before = processes()
     yield
-    for _ in range(100):
+    for _ in range(600):
         left = processes().keys() - before.keys()
         if not left:
             return
