@@ -77,7 +77,7 @@ def two_steps(path: Path, folder: Path) -> stages.Trained:
     (folder / "sample").mkdir(exist_ok=True)
     sample = data_for(recipe, path, folder)
     recipe["data"] |= sample
-    if recipe["scaling"]:  # workers of their own would not see that an epoch has two steps
+    if recipe.get("scaling"):  # workers of their own would not see that an epoch has two steps
         recipe["scaling"]["workers"] = 1
     recipe["train"] |= {"epochs": 1, "workers": 0} | ({"batch_size": 8} if sample else {})
     return stages.train(recipe, output=folder / "runs" / path.stem)
