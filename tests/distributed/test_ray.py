@@ -99,6 +99,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.sweep
 def test_a_killed_worker_costs_no_more_than_an_interval(undisturbed: Path, tmp_path: Path) -> None:
     before = processes()
     process = start(tmp_path, epochs=12)
