@@ -33,6 +33,8 @@ bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.training_overhead
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.reference_vae
+	$(BIN)/python -m benchmarks.text_baselines
 
 bench-families: $(STAMP)  ## Every recipe, whole; the table goes to benchmarks/results/.
 	$(BIN)/python -m benchmarks.families

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ ARTIFACT = ("fmdist", "torch", "openvino", "onnx", "onnxruntime", "nncf", "numpy
 """Distributions that shape an artifact."""
 
 _FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+@contextmanager
+def kept_variables() -> Iterator[None]:
+    """Leave the environment's variables as they were, whatever libraries set meanwhile."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import ray
 
+from fmdist.environment import kept_variables
 from fmdist.errors import CapabilityError, UsageError
 
 POLL_SECONDS = 0.1
@@ -36,26 +37,27 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    before = dict(os.environ)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
-    found = address or os.environ.get("RAY_ADDRESS")
+    with kept_variables():
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+        _connect(address or os.environ.get("RAY_ADDRESS"))
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     try:
-        _knock(found)
-        ray.init(address=found or "local", logging_level=logging.WARNING)
+        _knock(address)
+        ray.init(address=address or "local", logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
-        _restore(before)
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             field="--address",
             problem=f"no Ray cluster answers there ({reason})",
-            value=found,
+            value=address,
             fix="start one with 'ray start --head', or leave --address out to train on this machine",
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        _restore(before)
 
 
 def _knock(address: str | None) -> None:
@@ -63,12 +65,6 @@ def _knock(address: str | None) -> None:
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
-
-
-def _restore(environment: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
 
 
 def wait_for(needed: Mapping[str, float], seconds: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import signal
 import tempfile
 import threading
 import time
@@ -12,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from fmdist import storage
 from fmdist.contracts import Context
 from fmdist.errors import FmdistError, Interrupted, TrainingError
 from fmdist.orchestration.cluster import cluster, wait_for
 from fmdist.training.scaling import ScalingConfig
+from fmdist.training.signals import StopRequest
 
 Work = Callable[[Context], None]
 """What every worker does; it is pickled."""
@@ -73,24 +73,31 @@ def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path) -> None:
         FmdistError: what a worker raised, as it was.
         TrainingError: if workers were lost more often than ``scaling.max_failures``.
     """
-    stop = folder / STOP
+    stop, come = folder / STOP, threading.Event()
+
+    def pass_on(number: int) -> None:
+        storage.write_text(stop, str(number))
+        come.set()
+
     stop.unlink(missing_ok=True)
-    with _PassedOn(stop) as passed:
+    with StopRequest(pass_on) as request:
         try:
-            _attempts(work, scaling, folder, passed)
+            _attempts(work, scaling, folder, request, come)
         finally:
             stop.unlink(missing_ok=True)
 
 
-def _attempts(work: Work, scaling: ScalingConfig, folder: Path, passed: _PassedOn) -> None:
+def _attempts(
+    work: Work, scaling: ScalingConfig, folder: Path, request: StopRequest, come: threading.Event
+) -> None:
     for attempt in range(scaling.max_failures + 1):
         failure = _attempt(work, scaling, folder)
         if failure is None:
             return
         if isinstance(failure, FmdistError):
             raise failure
-        if passed.number is not None:
-            raise Interrupted(passed.number, "the newest checkpoint is kept; the same command resumes")
+        if request.signal is not None:
+            raise Interrupted(request.signal, "the newest checkpoint is kept; the same command resumes")
         if attempt == scaling.max_failures:
             raise TrainingError(
                 problem=f"a worker was lost {attempt + 1} times ({failure})",
@@ -98,7 +105,7 @@ def _attempts(work: Work, scaling: ScalingConfig, folder: Path, passed: _PassedO
             )
         seconds = min(scaling.backoff_seconds * 2**attempt, LONGEST_WAIT)
         logger.warning("%s. Going on from the newest checkpoint in %.3g s", failure, seconds)
-        passed.come.wait(seconds)
+        come.wait(seconds)
 
 
 def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | None:
@@ -106,9 +113,9 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
     gpus = scaling.gpus_per_worker
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as storage:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as records:
         trainer = TorchTrainer(
-            partial(_worker, work, folder / STOP, Path(storage), "auto" if gpus else "cpu"),
+            partial(_worker, work, folder / STOP, Path(records), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.workers,
                 use_gpu=bool(gpus),
@@ -117,7 +124,7 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
             ),
             run_config=ray.train.RunConfig(
                 name=f"{folder.name}-{time.time_ns()}",
-                storage_path=storage,
+                storage_path=records,
                 failure_config=ray.train.FailureConfig(max_failures=0),
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -128,7 +135,7 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
         except ray.train.TrainingFailedError as error:
             ended = _lost(error)
         # The folder is this user's alone, so what lies there was written by the workers.
-        raised = sorted(Path(storage).glob(f"*{RAISED}"))
+        raised = sorted(Path(records).glob(f"*{RAISED}"))
         return pickle.loads(raised[0].read_bytes()) if raised else ended
 
 
@@ -136,14 +143,17 @@ def _worker(work: Work, stop: Path, errors: Path, device: str) -> None:
     """Do the work in one of Ray Train's processes; an error of ours goes into the folder ``errors``."""
     place = ray.train.get_context()
 
+    rank = place.get_world_rank()
+
     def stopped() -> int | None:
         return int(stop.read_text()) if stop.exists() else None
 
     try:
-        work(Context(place.get_world_rank(), place.get_world_size(), device, stop=stopped))
+        # One looks for all: they agree on it at every step.
+        work(Context(rank, place.get_world_size(), device, stop=None if rank else stopped))
     except FmdistError as error:
         # Handed over, not raised: Ray would print it with its traceback, once for each worker.
-        (errors / f"{place.get_world_rank()}{RAISED}").write_bytes(pickle.dumps(error))
+        (errors / f"{rank}{RAISED}").write_bytes(pickle.dumps(error))
         # The others must not wait for this one.
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -159,36 +169,3 @@ def _lost(error: Exception) -> Exception:
     }
     said = ", ".join(f"worker {rank}: {kind}" for rank, kind in sorted(kinds.items()))
     return RuntimeError(f"training was cut off ({said or ' '.join(str(error).split())[:300]})")
-
-
-class _PassedOn:
-    """While entered, SIGTERM and SIGINT go into a file that the workers read; a second one acts as ever."""
-
-    def __init__(self, file: Path) -> None:
-        self.number: int | None = None
-        self.come = threading.Event()
-        self._file = file
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _PassedOn:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        draft = self._file.with_name(f"{self._file.name}.{number}.tmp")
-        draft.write_text(str(number))
-        draft.replace(self._file)
-        self.come.set()
-        self._restore()
-        logger.warning("signal %d: the workers save at the end of this step; once more ends at once", number)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

@@ -76,8 +76,7 @@ def train(
     alone = address is None and scaling.workers == 1
     with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
-        task = _initialized_task(loaded, data, run)
-        learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
+        task, learned = _tasks(loaded, data, run)
         plan = BatchPlan(len(data.train), loaded.train.batch_size, loaded.seed, None, loaded.train.drop_last)
         check_division(plan, scaling.workers, loaded.train.accumulate)
         runs.begin(run, plain, runs.signature(task, data), data.record)
@@ -151,8 +150,7 @@ def work_on(
     loaded = load_recipe(recipe)
     run = runs.RunFolder(folder, loaded.plain, writes=leads)
     data = loaded.data.build(loaded.seed)
-    task = _initialized_task(loaded, data, run)
-    learned = task if loaded.distill is None else _with_teacher(task, loaded.distill, data, run)
+    _, learned = _tasks(loaded, data, run)
     try:
         train_run(run, learned, data, loaded.train, loaded.seed, context, profile, loaded.scaling is not None)
     except Interrupted:
@@ -160,8 +158,11 @@ def work_on(
         raise
 
 
-def _initialized_task(recipe: Recipe, data: DataSplits, run: RunFolder) -> Task:
-    """Return the task as training begins; a resumed run has its weights from its checkpoints."""
+def _tasks(recipe: Recipe, data: DataSplits, run: RunFolder) -> tuple[Task, Task]:
+    """Return the task as training begins, and as it is trained: with its teacher, if it has one.
+
+    A resumed run has its weights from its checkpoints.
+    """
     from fmdist.training.meaning import meaning_of
     from fmdist.training.run import saved_anything
 
@@ -171,7 +172,9 @@ def _initialized_task(recipe: Recipe, data: DataSplits, run: RunFolder) -> Task:
             run.record["transfer"] = transfer.initialize(open_task, meaning_of(data.preprocess))
         transfer.adapt()
         transfer.restrict()
-    return task
+    if recipe.distill is None:
+        return task, task
+    return task, _with_teacher(task, recipe.distill, data, run)
 
 
 def _with_teacher(task: Task, config: DistillConfig, data: DataSplits, run: RunFolder) -> Task:

@@ -5,12 +5,15 @@ Shapes: B batch, N values of a sample.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 _FIRST, _SECOND = -2048144789, -1028477387
 """The constants of murmur3's finalizer (Appleby 2011), as signed 32-bit numbers."""
@@ -24,6 +27,13 @@ class Draws:
         self._seed = 0
         self._layer = 0
         self._index_B = torch.zeros(0, dtype=torch.int64)
+        self._told = False
+
+    def tell_once(self) -> None:
+        """Warn that a layer's rows are no samples, so that its dropout can't be drawn by sample."""
+        if not self._told:
+            logger.warning("a dropout layer sees rows that are no samples: each worker draws its own")
+        self._told = True
 
     def begin(self, seed: int, index_B: Tensor) -> None:
         """Key what follows by a step's 63-bit ``seed`` and the samples' indices, int64."""
@@ -53,7 +63,10 @@ class SampleDropout(nn.Dropout):
         if not self.training or self.p == 0.0 or self.p == 1.0:
             return super().forward(x)
         kept = self.draws.keeps(x, 1.0 - self.p)
-        return super().forward(x) if kept is None else x * kept / (1.0 - self.p)
+        if kept is not None:
+            return x * kept / (1.0 - self.p)
+        self.draws.tell_once()
+        return super().forward(x)
 
 
 @contextmanager

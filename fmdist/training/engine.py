@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from fmdist import component
 from fmdist.contracts import Batch, Context
+from fmdist.environment import kept_variables
 from fmdist.errors import CapabilityError, TrainingError
 from fmdist.training.config import TrainConfig
 from fmdist.training.dropout import Draws
@@ -178,41 +179,36 @@ def engine(config: TrainConfig, context: Context, folder: Path, by_sample: bool 
         TrainingError: if Accelerate set up something else than was asked.
     """
     device = check_here(config, context)
-    environment = dict(os.environ)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     drawn = torch.get_rng_state()
-    try:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(config.deterministic)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-        _reset_accelerate()
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            log_with=list(config.trackers) or None,
-            project_dir=folder,
-        )
-        _prove(accelerator, device, context)
+    with kept_variables():
         try:
-            group = Group(context.rank, context.world_size, device)
-            yield Engine(accelerator, config, group, by_sample)
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            if config.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(config.deterministic)
+            if device.type == "cuda" and device.index is not None:
+                torch.cuda.set_device(device)
+            _reset_accelerate()
+            accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision="no" if config.precision == "fp32" else config.precision,
+                log_with=list(config.trackers) or None,
+                project_dir=folder,
+            )
+            _prove(accelerator, device, context)
+            try:
+                group = Group(context.rank, context.world_size, device)
+                yield Engine(accelerator, config, group, by_sample)
+            finally:
+                accelerator.end_training()
         finally:
-            accelerator.end_training()
-    finally:
-        _reset_accelerate()
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_num_threads(threads)
-        torch.set_rng_state(drawn)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(
-            {name: value for name, value in environment.items() if os.environ.get(name) != value}
-        )
+            _reset_accelerate()
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_num_threads(threads)
+            torch.set_rng_state(drawn)
 
 
 def _choose_device(wanted: str) -> torch.device:

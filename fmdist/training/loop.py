@@ -136,7 +136,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                     average.update_parameters(trainables.roles[role])
                 progress.position = position + 1
                 progress.step += 1
-                progress.samples += len(plan.indices(progress.epoch, position))
+                progress.samples += min(plan.global_batch, plan.size - position * plan.global_batch)
 
                 # 5. Between two steps: tell, save, stop.
                 for follower in tools.followers:

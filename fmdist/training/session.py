@@ -71,9 +71,7 @@ def _workers(task: Task, count: int) -> dict[str, Any]:
     """Return what the record says of the workers: how many, and what depends on that; warn of it."""
     if count == 1:
         return {"count": 1}
-    modules = [
-        module for role, module in task.roles().items() if any(p.requires_grad for p in module.parameters())
-    ]
+    modules = [task.roles()[phase.role] for phase in task.phases()]
     own = [f"the batch statistics of {name}" for name in own_statistics(modules)]
     own += [f"the dropout inside {name}" for name in drawn_by_worker(modules)]
     if own:
