@@ -40,6 +40,7 @@ from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.engine import engine
 from fmdist.training.listeners import ProgressLine, RecordListener, Trackers, metrics_file
 from fmdist.training.loop import Equipment, fit, step_seed
+from fmdist.training.writer import Writer
 
 PAIRS = 10
 LEARNING_RATE = 1e-3
@@ -118,7 +119,7 @@ def ours(case: Case, task: Task, turns: Turns) -> Tensor:
     ):
         store = CheckpointStore(Path(name) / "checkpoints", task.primary[1], config.checkpoint)
         records: list[RecordListener] = [metrics, Trackers(working), line]
-        tools = Equipment(working, store, metrics, records, [line, Turn(turns)])
+        tools = Equipment(working, Writer(store, beside=True), metrics, records, [line, Turn(turns)])
         turns.begin("ours")
         try:
             fit(task, case.data, config, tools, seed=0)

@@ -73,7 +73,7 @@ def train(
     folder = output or RUNS / loaded.name
     check_here(loaded.train, Context())
     scaling = loaded.scaling or ScalingConfig()
-    alone = address is None and scaling.workers == 1
+    alone = address is None and scaling.workers == 1 and scaling.strategy == "ddp"
     with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
         task, learned = _tasks(loaded, data, run)
@@ -81,8 +81,7 @@ def train(
         check_division(plan, scaling.workers, loaded.train.accumulate)
         runs.begin(run, plain, runs.signature(task, data), data.record)
         if alone:
-            by_sample = loaded.scaling is not None
-            train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, by_sample)
+            train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, loaded.scaling)
         else:
             try:
                 _train_on_workers(loaded, scaling, folder, profile)
@@ -152,7 +151,7 @@ def work_on(
     data = loaded.data.build(loaded.seed)
     _, learned = _tasks(loaded, data, run)
     try:
-        train_run(run, learned, data, loaded.train, loaded.seed, context, profile, loaded.scaling is not None)
+        train_run(run, learned, data, loaded.train, loaded.seed, context, profile, loaded.scaling)
     except Interrupted:
         run.write("interrupted", {})
         raise

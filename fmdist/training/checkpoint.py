@@ -19,22 +19,22 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fmdist import storage
 from fmdist.errors import CheckpointError
 from fmdist.training.config import RESUMABLE, CheckpointConfig
+from fmdist.training.group import Group
 
 FORMAT = 1
 """Version of the directory's layout; an unknown one is refused by name."""
@@ -46,6 +46,18 @@ _NAME = re.compile(r"step-\d{10}(-evaluated)?")
 logger = logging.getLogger(__name__)
 
 
+class Stateful(Protocol):
+    """An optimizer, or what stands for one whose state lies in shards."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as `torch.optim.Optimizer` does."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        ...
+
+
 @dataclass
 class Trainables:
     """Everything with a state that a checkpoint saves and restores in place."""
@@ -53,7 +65,39 @@ class Trainables:
     roles: Mapping[str, nn.Module]
     averages: Mapping[str, AveragedModel]
     """The averaged module of each role, empty without EMA."""
-    optimizers: Mapping[str, Optimizer]
+    optimizers: Mapping[str, Stateful]
+    refresh: Callable[[], None] = lambda: None
+    """Brings the modules up to date where they are copies of shards; all processes call it together."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies in the CPU's memory of all that a checkpoint holds, so that training can go on meanwhile."""
+
+    files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]]
+    """File -> tensors by name, and further names -> the name of the same tensor."""
+    numbers: Mapping[str, Any]
+    """Of the optimizers, by role."""
+    averaged: Mapping[str, int]
+    """Role -> updates in its moving average."""
+
+
+def snapshot(trainables: Trainables, group: Group | None = None) -> Snapshot | None:
+    """Copy the state; all processes call it together, and the first one gets it."""
+    trainables.refresh()
+    states = {role: optimizer.state_dict() for role, optimizer in trainables.optimizers.items()}
+    if group is not None and not group.leads:
+        return None
+    files, numbers = {}, {}
+    for role, module in trainables.roles.items():
+        files[f"{role}.safetensors"] = _named(module)
+    for role, average in trainables.averages.items():
+        files[f"ema.{role}.safetensors"] = _named(average.module)
+    for role, state in states.items():
+        tensors, numbers[role] = _split_optimizer(state)
+        files[f"optimizer.{role}.safetensors"] = tensors, {}
+    averaged = {role: int(average.n_averaged) for role, average in trainables.averages.items()}
+    return Snapshot(files, numbers, averaged)
 
 
 @dataclass
@@ -87,23 +131,26 @@ class CheckpointStore:
 
     def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
         """Commit a checkpoint of optimizer step ``step`` and apply the retention; return its folder."""
-        path = self.folder / f"step-{step:010d}{'' if score is None else '-evaluated'}"
-        numbers: dict[str, Any] = {}
+        copied = snapshot(trainables)
+        assert copied is not None, "alone, a process leads"
+        self.commit(step, copied, state, score)
+        return self.path(step, score)
+
+    def path(self, step: int, score: float | None) -> Path:
+        """Return the folder of the checkpoint of step ``step``."""
+        return self.folder / f"step-{step:010d}{'' if score is None else '-evaluated'}"
+
+    def commit(self, step: int, copied: Snapshot, state: Mapping[str, Any], score: float | None) -> None:
+        """Write what `snapshot` returned, and apply the retention."""
+        path = self.path(step, score)
         facts = {"step": step, "score": score, **self._origin}
         commit = {"format": FORMAT, "kind": "checkpoint"}
         with storage.committed_directory(path, commit) as folder, _os_errors(path):
-            for role, module in trainables.roles.items():
-                save_model(module, str(folder / f"{role}.safetensors"))
-            for role, average in trainables.averages.items():
-                save_model(average.module, str(folder / f"ema.{role}.safetensors"))
-            for role, optimizer in trainables.optimizers.items():
-                tensors, numbers[role] = _split_optimizer(optimizer.state_dict())
-                save_file(tensors, str(folder / f"optimizer.{role}.safetensors"))
-            averaged = {role: int(average.n_averaged) for role, average in trainables.averages.items()}
-            state = {**facts, **state, "optimizers": numbers, "averaged": averaged}
+            for name, (tensors, others) in copied.files.items():
+                save_file(tensors, str(folder / name), others or None)
+            state = {**facts, **state, "optimizers": copied.numbers, "averaged": copied.averaged}
             storage.write_json(folder / STATE, state)
         self._retain()
-        return path
 
     def newest(self) -> Saved | None:
         """Return the newest checkpoint that is whole, or None if none was ever written.
@@ -148,9 +195,17 @@ class CheckpointStore:
         return best
 
     def load(self, saved: Saved, trainables: Trainables) -> None:
-        """Restore a verified checkpoint into the modules and optimizers."""
-        for role, module in trainables.roles.items():
+        """Restore a verified checkpoint into whole modules and their optimizers."""
+        self.load_roles(saved, trainables.roles)
+        self.load_progress(saved, trainables)
+
+    def load_roles(self, saved: Saved, roles: Mapping[str, nn.Module]) -> None:
+        """Restore the weights alone, which comes before shards are made of them."""
+        for role, module in roles.items():
             load_weights(module, saved.path / f"{role}.safetensors")
+
+    def load_progress(self, saved: Saved, trainables: Trainables) -> None:
+        """Restore the moving averages and the optimizers."""
         for role, average in trainables.averages.items():
             load_weights(average.module, saved.path / f"ema.{role}.safetensors")
             average.n_averaged.fill_(saved.state["averaged"][role])
@@ -275,10 +330,28 @@ def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
     for parameter, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value.contiguous()
+                tensors[f"{parameter}.{name}"] = _copied(value)
             else:
                 numbers[f"{parameter}.{name}"] = value
     return tensors, {"numbers": numbers, "groups": state["param_groups"]}
+
+
+def _named(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return copies of a module's tensors by name, and the further names of those that have several."""
+    tensors: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    others: dict[str, str] = {}
+    for name, value in sorted(module.state_dict(keep_vars=True).items()):
+        if id(value) in first:
+            others[name] = first[id(value)]
+            continue
+        first[id(value)] = name
+        tensors[name] = _copied(value)
+    return tensors, others
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _join_optimizer(tensors: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:

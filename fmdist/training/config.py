@@ -35,6 +35,8 @@ class CheckpointConfig(Section):
     """Save at the end of every so many epochs."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept."""
+    beside: bool = True
+    """Write in a thread while training goes on; at most one is being written. False lets training wait."""
     max_age_hours: float | None = Field(default=None, gt=0)
     """Remove older ones even among the newest `keep`; null keeps them."""
 

@@ -24,8 +24,9 @@ class Draws:
     """What keys the next forward: the step's seed and its samples; and how many layers have drawn."""
 
     def __init__(self) -> None:
+        self.place = 0
+        """How many layers have drawn."""
         self._seed = 0
-        self._layer = 0
         self._index_B = torch.zeros(0, dtype=torch.int64)
         self._told = False
 
@@ -38,16 +39,25 @@ class Draws:
     def begin(self, seed: int, index_B: Tensor) -> None:
         """Key what follows by a step's 63-bit ``seed`` and the samples' indices, int64."""
         self._seed = seed
-        self._layer = 0
+        self.place = 0
         self._index_B = index_B
+
+    @contextmanager
+    def again_from(self, place: int) -> Iterator[None]:
+        """Draw what the layers from ``place`` on drew, for a forward that is computed again."""
+        before, self.place = self.place, place
+        try:
+            yield
+        finally:
+            self.place = before
 
     def keeps(self, x: Tensor, share: float) -> Tensor | None:
         """Return which values to keep, boolean of the shape of ``x``; None if its rows are no samples."""
         batch = len(self._index_B)
         if batch == 0 or x.numel() % batch or x.shape[0] % batch:
             return None
-        self._layer += 1
-        row_B1 = _row_keys(self._seed, self._layer, self._index_B)[:, None]
+        self.place += 1
+        row_B1 = _row_keys(self._seed, self.place, self._index_B)[:, None]
         column_N = torch.arange(x.numel() // batch, dtype=torch.int32, device=x.device)
         drawn = _mix(row_B1 + column_N).bitwise_and_(_HIGHEST)
         return (drawn < int(share * (_HIGHEST + 1))).reshape(x.shape)

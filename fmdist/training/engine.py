@@ -7,16 +7,21 @@ got is what was asked, since Accelerate falls back to plain training without an 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, send_to_device
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    send_to_device,
+)
+from torch import nn
 from torch.optim import Optimizer
 
 from fmdist import component
@@ -26,13 +31,16 @@ from fmdist.errors import CapabilityError, TrainingError
 from fmdist.training.config import TrainConfig
 from fmdist.training.dropout import Draws
 from fmdist.training.group import Group
+from fmdist.training.scaling import ScalingConfig
+from fmdist.training.strategies.blocks import recompute
+from fmdist.training.strategies.whole import Unit
 
 
 class Engine:
     """One process's part of a training run. Create it through `engine`."""
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, group: Group, by_sample: bool = False
+        self, accelerator: Accelerator, config: TrainConfig, group: Group, scaling: ScalingConfig | None
     ) -> None:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
@@ -40,24 +48,44 @@ class Engine:
         """The processes that train together."""
         self.draws = Draws()
         """Keys dropout by sample, where it is drawn so."""
-        self._by_sample = by_sample
+        self.units: dict[str, Unit] = {}
+        """What trains each role."""
+        self._by_sample = scaling is not None
+        self._scaling = scaling or ScalingConfig()
         self._config = config
         self._moves = self.device.type != "cpu"
-        self._share = 0.0, torch.tensor(0.0)
         self.scaled = accelerator.scaler is not None
         """Whether losses are scaled (fp16): then an update can be skipped by the scaler."""
 
-    def prepare(self, module: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Callable[[], None]]:
-        """Return the module ready to train, and the call that makes one optimizer step."""
+    def prepare(self, role: str, module: nn.Module, optimizer: Optimizer) -> Unit:
+        """Return what trains a role, laid out on the processes as the recipe's ``scaling`` says."""
         if self._config.compile:
             module.compile()
-        prepared, wrapped = self.accelerator.prepare(module, optimizer)
-        if isinstance(prepared, DistributedDataParallel) != (self.group.size > 1):
-            raise TrainingError(
-                problem=f"Accelerate gave {type(prepared).__name__} for {self.group.size} process(es)"
+        if self._scaling.activation_checkpointing and not recompute(module, self.draws):
+            raise CapabilityError(
+                field="scaling.activation_checkpointing",
+                problem=f"the module '{role}' has no list of layers, so there is nothing to recompute",
+                value=True,
+                fix="leave it out",
             )
-        # Accelerate's wrapper adds tens of microseconds a step and does nothing where no scaler is involved.
-        return prepared, wrapped.step if self.scaled else optimizer.step
+        self.units[role] = unit = self._unit(role, module, optimizer)
+        return unit
+
+    def _unit(self, role: str, module: nn.Module, optimizer: Optimizer) -> Unit:
+        strategy = self._scaling.strategy
+        if strategy == "ddp":
+            return Unit(self.accelerator, self.group, module, optimizer)
+        precision = torch.bfloat16 if self._config.precision == "bf16" else torch.float32
+        if strategy == "fsdp":
+            from fmdist.training.strategies.fsdp import ShardedUnit
+
+            offload = self._scaling.offload is not None
+            return ShardedUnit(self.accelerator, self.group, module, optimizer, precision, offload)
+        from fmdist.training.strategies.zero import ZeroUnit, accelerator_for
+
+        stage = int(strategy.removeprefix("zero"))
+        own = accelerator_for(role, self.accelerator)
+        return ZeroUnit(own, self.group, module, optimizer, precision, stage)
 
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the engine's device."""
@@ -66,43 +94,15 @@ class Engine:
         placed: Batch = send_to_device(batch, self.device, non_blocking=True)
         return placed
 
-    @contextmanager
-    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
-        """Keep the gradients of a microbatch here, unless it is the step's last."""
-        if last or self.group.size == 1:
-            yield
-        else:
-            with self.accelerator.no_sync(module):
-                yield
+    def refresh(self) -> None:
+        """Bring the whole copies of shards up to date; all processes call it together."""
+        for unit in self.units.values():
+            unit.refresh()
 
-    def backward(self, loss_sum: Tensor, count: float) -> None:
-        """Add the gradients of ``loss_sum / count``, where both are sums over all processes."""
-        # Gradients are averaged over the processes.
-        count /= self.group.size
-        if self.scaled:
-            self.accelerator.backward(loss_sum / count)
-            return
-        # The quotient's gradient given directly: a division on the graph would cost two more kernels.
-        # Only the last is kept: with class weights every batch has another count.
-        if self._share[0] != count:
-            share = torch.tensor(1.0 / count, dtype=loss_sum.dtype, device=loss_sum.device)
-            self._share = count, share
-        torch.autograd.backward(loss_sum, self._share[1])
-
-    def clip(self, optimizer: Optimizer, max_norm: float) -> float:
-        """Scale the gradients to an L2 norm of at most ``max_norm`` and return the norm before.
-
-        Synchronizes CPU and GPU.
-        """
-        if self.scaled:
-            self.accelerator.unscale_gradients(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
-
-    def release(self, modules: Iterable[nn.Module]) -> None:
+    def release(self) -> None:
         """Give trained modules back as they came: on the CPU, their forward not wrapped in autocast."""
-        for module in modules:
-            self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).cpu()
+        for unit in self.units.values():
+            unit.release()
 
     def scaler_state(self) -> dict[str, float] | None:
         """Return the loss scaler's state, or None without one."""
@@ -164,14 +164,21 @@ def check_here(config: TrainConfig, context: Context) -> torch.device:
 
 
 @contextmanager
-def engine(config: TrainConfig, context: Context, folder: Path, by_sample: bool = False) -> Iterator[Engine]:
+def engine(
+    config: TrainConfig,
+    context: Context,
+    folder: Path,
+    scaling: ScalingConfig | None = None,
+    roles: Sequence[str] = ("model",),
+) -> Iterator[Engine]:
     """Yield the engine of this process and leave no state of Accelerate behind.
 
     Args:
         config: the recipe's section.
         context: where this process stands; with several, torch's process group is there already.
         folder: of the run, for TensorBoard's files.
-        by_sample: draw dropout by sample.
+        scaling: the recipe's section; with one, dropout is drawn by sample.
+        roles: that are trained.
 
     Raises:
         CapabilityError: if the device or the precision isn't available here.
@@ -192,16 +199,11 @@ def engine(config: TrainConfig, context: Context, folder: Path, by_sample: bool 
             if device.type == "cuda" and device.index is not None:
                 torch.cuda.set_device(device)
             _reset_accelerate()
-            accelerator = Accelerator(
-                cpu=device.type == "cpu",
-                mixed_precision="no" if config.precision == "fp32" else config.precision,
-                log_with=list(config.trackers) or None,
-                project_dir=folder,
-            )
+            accelerator = _accelerator(config, device, folder, scaling or ScalingConfig(), roles)
             _prove(accelerator, device, context)
             try:
                 group = Group(context.rank, context.world_size, device)
-                yield Engine(accelerator, config, group, by_sample)
+                yield Engine(accelerator, config, group, scaling)
             finally:
                 accelerator.end_training()
         finally:
@@ -209,6 +211,36 @@ def engine(config: TrainConfig, context: Context, folder: Path, by_sample: bool 
             torch.use_deterministic_algorithms(deterministic)
             torch.set_num_threads(threads)
             torch.set_rng_state(drawn)
+
+
+def _accelerator(
+    config: TrainConfig, device: torch.device, folder: Path, scaling: ScalingConfig, roles: Sequence[str]
+) -> Accelerator:
+    trackers = list(config.trackers) or None
+    if scaling.strategy.startswith("zero"):
+        from fmdist.training.strategies.zero import plugin
+
+        plugins = {role: plugin(scaling, config.clip_norm, device.type) for role in roles}
+        # Not told that it is a CPU: then it would train plain DDP. Nor the precision: weights stay float32.
+        return Accelerator(
+            deepspeed_plugin=plugins,
+            log_with=trackers,
+            project_dir=folder,
+            # Of the group that is there already; without it every process would take itself for alone.
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")],
+        )
+    hooks = []
+    if scaling.gradient_compression is not None:
+        hook = DDPCommunicationHookType[scaling.gradient_compression.upper()]
+        hooks.append(DistributedDataParallelKwargs(comm_hook=hook))
+    precision = "no" if config.precision == "fp32" or scaling.strategy != "ddp" else config.precision
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=precision,
+        log_with=trackers,
+        project_dir=folder,
+        kwargs_handlers=hooks,
+    )
 
 
 def _choose_device(wanted: str) -> torch.device:

@@ -18,7 +18,7 @@ from fmdist.data.loader import training_loader
 from fmdist.data.plan import BatchPlan
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted, TrainingError
-from fmdist.training.checkpoint import CheckpointStore, Saved, Trainables
+from fmdist.training.checkpoint import Saved, Trainables, snapshot
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.evaluation import evaluate
@@ -34,6 +34,7 @@ from fmdist.training.listeners import (
 from fmdist.training.optim import lr_factor
 from fmdist.training.phase import PhaseTrainer, prepare
 from fmdist.training.signals import StopRequest
+from fmdist.training.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Equipment:
     """What a loop works with besides the task and the data."""
 
     engine: Engine
-    store: CheckpointStore
+    writer: Writer
     metrics: MetricsFile | None = None
     """Of the first process; the others record nothing."""
     listeners: list[RecordListener] = field(default_factory=list)
@@ -95,14 +96,16 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     """
     engine, watch, group = tools.engine, tools.watch, tools.engine.group
 
-    # 1. What is trained: an optimizer per phase, and the averaged copy of each role if there is to be one.
+    # 1. What is trained, as of the newest whole checkpoint: an optimizer per phase, and the averaged copy of
+    #    each role if there is to be one.
     weights = task.sample_weights(data.train.targets)
     plan = BatchPlan(len(data.train), config.batch_size, seed, weights, config.drop_last)
+    saved = _newest(tools, task)
     roles, trainers, trainables = prepare(task, config, engine, plan)
     scored = {role: average.module for role, average in trainables.averages.items()} or trainables.roles
 
-    # 2. Where we stand: the newest whole checkpoint, or the beginning.
-    saved_step = _resume(tools, config, trainables, trainers)
+    # 2. Where we stand: at that checkpoint, or the beginning.
+    saved_step = _resume(saved, tools, config, trainables, trainers)
     progress = tools.progress
     began = time.perf_counter() - progress.seconds
     save = partial(_save, tools, trainables, trainers, began)
@@ -117,7 +120,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
     generator = torch.Generator()
 
     # Closed at the end, since a caught exception would keep the loader's processes alive.
-    with StopRequest() as stop, closing(batch for batch in loader) as batches:
+    with StopRequest() as stop, tools.writer, closing(batch for batch in loader) as batches:
         while progress.epoch < config.epochs and not progress.stopped_early:
             for module in roles.values():
                 module.train()
@@ -151,16 +154,19 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 save()
                 saved_step = progress.step
                 if asked is not None:
+                    tools.writer.wait()
                     raise Interrupted(asked, f"saved at step {progress.step}; the same command resumes")
 
             # 6. The epoch's evaluation, on the averaged weights if there are any.
             score = None
             if config.evaluates(progress.epoch):
                 size, device = config.evaluation_batch_size, engine.device
+                trainables.refresh()
                 evaluated = evaluate(task, scored, data.validation, size, device, stop, group)
                 if evaluated is None:
                     if saved_step != progress.step:
                         save()
+                    tools.writer.wait()
                     raise Interrupted(
                         stop.signal or 0,
                         f"saved before the evaluation at step {progress.step}; the same command resumes",
@@ -180,8 +186,10 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
             if (ended or improved or due) and (score is not None or saved_step != progress.step):
                 checkpoint = save(score)
             if tools.context.report is not None and score is not None:
+                tools.writer.wait()
                 tools.context.report(progress.metrics, checkpoint)
             if asked is not None:
+                tools.writer.wait()
                 raise Interrupted(asked, f"saved after epoch {progress.epoch}; the same command resumes")
     return progress
 
@@ -212,15 +220,27 @@ def step_seed(seed: int, epoch: int, position: int) -> int:
     return state >> 1
 
 
-def _resume(
-    tools: Equipment, config: TrainConfig, trainables: Trainables, trainers: Sequence[PhaseTrainer]
-) -> int:
-    """Go to the newest whole checkpoint and return its step; -1 at the beginning."""
-    engine, step = tools.engine, -1
+def _newest(tools: Equipment, task: Task) -> Saved | None:
+    """Load the weights of the newest whole checkpoint, if there is one, into the task's modules."""
+    group = tools.engine.group
     # The first process looks, since looking sets damaged checkpoints aside.
-    saved = engine.group.share(tools.store.newest() if engine.group.leads else None)
+    saved: Saved | None = group.share(tools.writer.store.newest() if group.leads else None)
     if saved is not None:
-        tools.store.load(saved, trainables)
+        tools.writer.store.load_roles(saved, task.roles())
+    return saved
+
+
+def _resume(
+    saved: Saved | None,
+    tools: Equipment,
+    config: TrainConfig,
+    trainables: Trainables,
+    trainers: Sequence[PhaseTrainer],
+) -> int:
+    """Restore what a checkpoint says beside the weights and return its step; -1 at the beginning."""
+    engine, step = tools.engine, -1
+    if saved is not None:
+        tools.writer.store.load_progress(saved, trainables)
         progress, step = _restored(saved, config), saved.step
         tools.progress = progress
         engine.load_scaler_state(saved.state["scaler"])
@@ -240,15 +260,16 @@ def _save(
     began: float,
     score: float | None = None,
 ) -> str | None:
-    """Commit a checkpoint and return its folder; None on all processes but the first, which does it."""
-    if tools.metrics is None:
+    """Have a checkpoint committed and return its folder; None on all processes but the first."""
+    copied = snapshot(trainables, tools.engine.group)
+    if copied is None or tools.metrics is None:
         return None
     progress = tools.progress
     progress.seconds = time.perf_counter() - began
     progress.metrics_bytes = tools.metrics.synced_size()
     phases = {trainer.phase.role: trainer.state() for trainer in trainers}
     state = {"progress": asdict(progress), "scaler": tools.engine.scaler_state(), "phases": phases}
-    return str(tools.store.save(progress.step, trainables, state, score))
+    return tools.writer.submit(progress.step, copied, state, score)
 
 
 def _restored(saved: Saved, config: TrainConfig) -> Progress:
@@ -269,7 +290,7 @@ def _record(
         "split": "train",
         "epoch": progress.epoch + 1,
         "step": progress.step,
-        "lr": trainers[0].optimizer.param_groups[0]["lr"],
+        "lr": trainers[0].unit.optimizer.param_groups[0]["lr"],
         "seconds": seconds,
         "samples_per_s": progress.samples / max(seconds - progress.recorded_seconds, 1e-9),
     }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmdist.contracts import Batch, LossOut, Phase, Roles, Task
@@ -20,6 +19,7 @@ from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.listeners import Stopwatch
 from fmdist.training.optim import build_optimizer
+from fmdist.training.strategies.whole import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ class PhaseTrainer:
     phase: Phase
     task: Task
     engine: Engine
-    optimizer: Optimizer
-    update: Callable[[], None]
+    unit: Unit
     config: TrainConfig
     base_lrs: list[float]
     skipped: int = 0
@@ -60,31 +59,30 @@ class PhaseTrainer:
             TrainingError: before the update, on all workers together, if the loss or the gradient's norm is
                 not finite.
         """
-        self.optimizer.zero_grad()
+        unit = self.unit
+        unit.zero_grad()
         outs: list[LossOut] = []
         for batch in window:
-            with self.engine.accumulating(roles[self.phase.role], batch is window[-1]):
+            with unit.accumulating(batch is window[-1]):
                 self.engine.key(generator, batch)
                 out = self.phase.loss(roles, batch, generator)
                 watch.lap("forward")
-                self.engine.backward(out.loss_sum, total)
+                unit.backward(out.loss_sum, total)
             watch.lap("backward")
             outs.append(out)
         sums = self._sums(outs)
         loss_sum = sums["loss"]
         finite = math.isfinite(loss_sum)
-        if self.config.clip_norm is not None and finite:
-            norm = self.engine.clip(self.optimizer, self.config.clip_norm)
-            # Under a loss scaler an infinite norm is everyday: the scaler skips that update by itself.
-            finite = math.isfinite(norm) or self.engine.scaled
-            self.grad_norm = norm if math.isfinite(norm) else self.grad_norm
+        if finite:
+            for group, base in zip(unit.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = base * factor
+            norm = unit.update(self.config.clip_norm)
+            finite = norm is None or math.isfinite(norm) or unit.scaled
+            self.grad_norm = norm if norm is not None and math.isfinite(norm) else self.grad_norm
         if not finite:
             self._refuse(loss_sum / total)
             return
         self.skipped = 0
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
-        self.update()
         if self.phase.after is not None:
             self.phase.after(roles)
         self.counted += total
@@ -143,6 +141,8 @@ def prepare(
 ) -> tuple[Roles, list[PhaseTrainer], Trainables]:
     """Return the roles as the losses call them, a trainer per phase, and all that a checkpoint holds.
 
+    The weights must be those that training begins with or goes on from: shards are made of them.
+
     Raises:
         CapabilityError: if the recipe names a role that isn't trained, or a batch is too small for BatchNorm.
     """
@@ -157,11 +157,11 @@ def prepare(
     trainers = []
     for phase in task.phases():
         optimizer = build_optimizer(modules[phase.role], config, config.phases.get(phase.role))
-        roles[phase.role], update = engine.prepare(modules[phase.role], optimizer)
         base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        trainers.append(PhaseTrainer(phase, task, engine, optimizer, update, config, base_lrs))
-    optimizers = {trainer.phase.role: trainer.optimizer for trainer in trainers}
-    return roles, trainers, Trainables(modules, averages, optimizers)
+        unit = engine.prepare(phase.role, modules[phase.role], optimizer)
+        roles[phase.role], modules[phase.role] = unit.module, unit.whole
+        trainers.append(PhaseTrainer(phase, task, engine, unit, config, base_lrs))
+    return roles, trainers, Trainables(modules, averages, engine.units, engine.refresh)
 
 
 def _check(task: Task, config: TrainConfig, plan: BatchPlan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fmdist.recipe.schema import Section
 
@@ -19,9 +19,21 @@ class ScalingConfig(Section):
 
     workers: int = Field(default=1, ge=1)
     """Processes that train. May change when a run is resumed."""
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
     """`ddp`: every worker holds the whole model, and gradients are averaged (Li et al. 2020,
-    arXiv:2006.15704)."""
+    arXiv:2006.15704). DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): `zero1` shares out the
+    optimizer's states, `zero2` the gradients too, `zero3` the weights too. `fsdp` shares out all three by
+    torch's FSDP2. May change when a run is resumed."""
+    offload: Literal["cpu", "nvme"] | None = None
+    """Where the shards wait for their use: the optimizer's, with zero3 the weights too, with fsdp both."""
+    offload_folder: str | None = None
+    """Folder on a fast local disk, for `offload: nvme`."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of a model's layers and compute the rest again in the backward pass: less memory,
+    about a third more time."""
+    gradient_compression: Literal["fp16", "bf16", "power_sgd"] | None = None
+    """With ddp: send gradients in 16 bits, or as matrices of rank 1 (PowerSGD, Vogels et al. 2019,
+    arXiv:1905.13727), which loses precision."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -34,3 +46,19 @@ class ScalingConfig(Section):
     """Wait before the first of these; each further wait is twice as long, at most a minute."""
     wait_seconds: float = Field(default=0.0, ge=0)
     """How long to wait for resources that the cluster doesn't have yet; 0 refuses at once."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ScalingConfig:
+        if self.offload is not None and self.strategy == "ddp":
+            msg = "offload needs shards: set strategy to zero1, zero2, zero3 or fsdp"
+            raise ValueError(msg)
+        if self.offload == "nvme" and self.strategy != "zero3":
+            msg = f"offload: nvme works with strategy zero3 only, not {self.strategy}; offload: cpu does"
+            raise ValueError(msg)
+        if (self.offload == "nvme") != (self.offload_folder is not None):
+            msg = "offload: nvme and offload_folder go together"
+            raise ValueError(msg)
+        if self.gradient_compression is not None and self.strategy != "ddp":
+            msg = f"gradient_compression works with strategy ddp only, not {self.strategy}"
+            raise ValueError(msg)
+        return self

@@ -17,6 +17,8 @@ from fmdist.training.listeners import Profiler, ProgressLine, Trackers, metrics_
 from fmdist.training.loop import Equipment, Progress, fit
 from fmdist.training.names import listing
 from fmdist.training.run import CHECKPOINTS, RunFolder, summary
+from fmdist.training.scaling import ScalingConfig
+from fmdist.training.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +31,11 @@ def train_run(
     seed: int,
     context: Context,
     profile: bool = False,
-    by_sample: bool = False,
+    scaling: ScalingConfig | None = None,
 ) -> Progress:
     """Train into a run's folder and return where training ended; see `fmdist.training.loop.fit`.
 
-    ``by_sample`` keys dropout by sample.
+    With ``scaling``, the recipe's section, dropout is keyed by sample.
 
     Raises:
         CapabilityError: if the device or the precision isn't available here.
@@ -42,11 +44,12 @@ def train_run(
     """
     steps = -(-len(data.train) // config.batch_size) * config.epochs
     with ExitStack() as stack:
-        working = stack.enter_context(engine(config, context, run.path, by_sample))
-        if by_sample:
+        roles = [phase.role for phase in task.phases()]
+        working = stack.enter_context(engine(config, context, run.path, scaling, roles))
+        if scaling is not None:
             stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
-        tools = Equipment(working, store, context=context)
+        tools = Equipment(working, Writer(store, config.checkpoint.beside), context=context)
         if working.group.leads:
             tools.metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
             line = stack.enter_context(ProgressLine(steps, task.primary[0]))
@@ -62,7 +65,7 @@ def train_run(
         except Interrupted:
             run.record |= summary(tools.progress, task)  # written with the status by `open_run`
             raise
-        working.release(task.roles().values())
+        working.release()
         run.write("running", summary(tools.progress, task))
     return tools.progress
 

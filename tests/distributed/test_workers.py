@@ -80,10 +80,16 @@ def close(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_workers_train_as_one(family: str, tmp_path: Path) -> None:
+def test_two_workers_train_as_one(family: str, strategy: str, tmp_path: Path) -> None:
     runs = [tmp_path / str(size) for size in (1, 2)]
-    scores = [stages.train(recipe(family, tmp_path, size), output=runs[size - 1]) for size in (1, 2)]
+    recipes = [recipe(family, tmp_path, size) for size in (1, 2)]
+    recipes[1]["scaling"]["strategy"] = strategy
+    if strategy in ("zero3", "fsdp"):
+        for values in recipes:
+            values["train"] = {key: value for key, value in values["train"].items() if key != "ema"}
+    scores = [stages.train(values, output=run) for values, run in zip(recipes, runs, strict=True)]
     one, two = (records(run) for run in runs)
     assert len(one) == len(two) > 4
     for wanted, found in zip(one, two, strict=True):
