@@ -248,3 +248,7 @@ class Context:
     """Called after each evaluation with the metrics and the checkpoint's folder, if one was written."""
     stop: Callable[[], int | None] | None = None
     """Asked between two steps: the number of a signal that another process has received for this run."""
+    records: Path | None = None
+    """A folder that all processes of this attempt see; None for one alone."""
+    hanging: Callable[[str], None] | None = None
+    """Told which process the others wait for; ends this one."""

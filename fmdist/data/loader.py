@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,22 @@ def evaluation_loader(
     """Return a loader that yields every sample of this rank's stretch of the split once, in order."""
     start, end = (len(dataset) * number // world_size for number in (rank, rank + 1))
     return _loader(dataset, _EvaluationDraws(start, end, batch_size), 0)
+
+
+def possible_workers(plan: BatchPlan, accumulate: int, least: int, most: int | None) -> list[int]:
+    """Return the numbers of workers in [``least``, ``most``] that can share every batch, rising.
+
+    Raises:
+        DataError: if there is none.
+    """
+    found = []
+    for size in range(least, (most or plan.global_batch) + 1):
+        with suppress(DataError):
+            check_division(plan, size, accumulate)
+            found.append(size)
+    if not found:
+        check_division(plan, least, accumulate)
+    return found
 
 
 def check_division(plan: BatchPlan, world_size: int, accumulate: int) -> None:

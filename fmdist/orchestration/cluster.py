@@ -67,34 +67,67 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def wait_for(needed: Mapping[str, float], seconds: float) -> None:
-    """Return once the cluster has as much of every resource as is needed in all.
+def room(each: Mapping[str, float], placement: str) -> int:
+    """Return for how many workers the cluster's machines are large enough, whatever runs there now.
+
+    Machines that are about to leave (drained, preempted) don't count.
 
     Args:
-        needed: resource (``CPU``, ``GPU``) -> how much.
+        each: resource (``CPU``, ``GPU``) -> what a worker needs of it.
+        placement: as in the recipe's ``scaling.placement``.
+    """
+    leaving = _leaving()
+    fits = [
+        int(min(node["Resources"].get(name, 0.0) // amount for name, amount in each.items()))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["NodeID"] not in leaving
+    ]
+    if placement == "strict_pack":
+        return max(fits, default=0)
+    if placement == "strict_spread":
+        return sum(1 for size in fits if size)
+    return sum(fits)
+
+
+def wait_for_room(each: Mapping[str, float], placement: str, workers: int, seconds: float) -> int:
+    """Return the cluster's `room`, once it is enough.
+
+    Args:
+        each: see `room`.
+        placement: see `room`.
+        workers: how many there must be room for.
         seconds: how long to wait for machines that are still to come.
 
     Raises:
-        CapabilityError: if it hasn't by then.
+        CapabilityError: if there isn't by then.
     """
     until = time.monotonic() + seconds
     told = False
-    while True:
-        has: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        missing = {name: amount for name, amount in needed.items() if has.get(name, 0.0) < amount}
-        if not missing:
-            return
+    while (found := room(each, placement)) < workers:
+        needed = {name: workers * amount for name, amount in each.items()}
         if time.monotonic() >= until:
-            there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in needed)
+            has: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in each)
+            spread = f" with placement {placement}" if placement.startswith("strict") else ""
             raise CapabilityError(
                 field="scaling.workers",
-                problem="the cluster hasn't what the workers need: "
-                + ", ".join(f"{amount:g} {name}" for name, amount in needed.items()),
-                value=there,
+                problem=f"the cluster hasn't what the workers need: {_listed(needed)}{spread}",
+                value=f"{there}, room for {found}",
                 fix="ask for fewer workers or less for each (scaling.cpus_per_worker), or wait for machines "
                 "with scaling.wait_seconds",
             )
         if not told:
-            logger.info("waiting for %s", ", ".join(f"{amount:g} {name}" for name, amount in missing.items()))
+            logger.info("waiting for %s", _listed(needed))
             told = True
         time.sleep(min(1.0, POLL_SECONDS + until - time.monotonic()))
+    return found
+
+
+def _listed(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+
+
+def _leaving() -> frozenset[str]:
+    """Return the machines that Ray was told will be taken away."""
+    # Ray tells its own trainer so; there is no public call that isn't a barrier of all workers.
+    return frozenset(ray._private.state.state.get_draining_nodes())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from fmdist import component
 from fmdist.errors import CheckpointError, UsageError
+from fmdist.stages.checks import check_compression
 from fmdist.stages.places import ARTIFACTS, REPORT, open_trained
-from fmdist.stages.recipe import Recipe, check_compression, load_recipe, only
+from fmdist.stages.recipe import Recipe, load_recipe, only
 from fmdist.stages.using import report
 
 if TYPE_CHECKING:

@@ -104,6 +104,7 @@ def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
     """
     from fmdist.recipe import overrides as override
     from fmdist.recipe import parsing, reader
+    from fmdist.stages import checks
 
     if isinstance(source, Path | str):
         recipe = Recipe(**parsing.load(Path(source), overrides, sections()))
@@ -111,76 +112,8 @@ def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
         plain = source.plain if isinstance(source, Recipe) else source
         raw = override.apply(reader.Raw(dict(plain), {}), overrides)
         recipe = Recipe(**parsing.parse(raw.values, sections(), raw.lines))
-    _check_form(recipe)
-    _check_learning(recipe)
-    if recipe.compress is not None:
-        check_compression(recipe.model, recipe.compress)
+    checks.check(recipe)
     return recipe
-
-
-def _check_form(recipe: Recipe) -> None:
-    """Raise `CapabilityError` if the task can't train this sort of model."""
-    from fmdist import component
-    from fmdist.errors import CapabilityError
-
-    needs = recipe.task.needs
-    if recipe.model.form == needs:
-        return
-    kinds = component.kinds("models").values()
-    raise CapabilityError(
-        field="model.kind",
-        problem=f"task '{recipe.task.kind()}' can't train this kind of model",
-        value=recipe.model.kind(),
-        allowed=", ".join(kind.name for kind in kinds if kind.facts.get("form", "outputs") == needs),
-    )
-
-
-def _check_learning(recipe: Recipe) -> None:
-    """Raise if ``transfer`` or ``distill`` asks for what is known not to work, or an extra is missing."""
-    from fmdist import component
-    from fmdist.errors import CapabilityError
-
-    if recipe.transfer is not None and recipe.transfer.lora is not None:
-        component.require("text", needed_by="transfer.lora")
-    if recipe.distill is None:
-        return
-    if recipe.task.needs not in ("outputs", "language", "pair"):
-        raise CapabilityError(
-            field="distill",
-            problem=f"task '{recipe.task.kind()}' has no outputs for each sample that a teacher could show",
-            fix="leave distill out; classification, regression and the tasks on tokens can be distilled",
-        )
-    blends = [name for name in ("mixup", "cutmix") if getattr(recipe.task, name, 0)]
-    if recipe.distill.noisy_student and blends:
-        raise CapabilityError(
-            field="distill.noisy_student",
-            problem=f"the teacher sees each sample as it is, and task.{blends[0]} blends samples",
-            fix=f"set noisy_student: false, so that both see the blends, or task.{blends[0]}: 0",
-        )
-
-
-def check_compression(model: ModelConfig, config: CompressConfig) -> None:
-    """Check what is known of a model family before anything is trained or exported.
-
-    Raises:
-        CapabilityError: if it can't be exported to a runtime, or not be quantized, that the section asks for.
-    """
-    from fmdist.errors import CapabilityError
-
-    if model.onnx_route is None and "onnxruntime" in (config.runtimes or ()):
-        raise CapabilityError(
-            field="compress.runtimes",
-            problem=f"model kind '{model.kind()}' can't be exported to ONNX",
-            value="onnxruntime",
-            allowed="openvino",
-        )
-    if model.not_quantizable is not None and any(item.kind() == "quantize" for item in config.passes):
-        raise CapabilityError(
-            field="compress.passes",
-            problem=f"model kind '{model.kind()}' can't be quantized: {model.not_quantizable}",
-            value="quantize",
-            fix="leave the pass out",
-        )
 
 
 def only(*names: str) -> dict[str, SectionSpec]:

@@ -60,7 +60,7 @@ def train(
         TrainingError, DataError, CheckpointError, CapabilityError: see `fmdist.errors`.
     """
     from fmdist.contracts import Context
-    from fmdist.data.loader import check_division
+    from fmdist.data.loader import possible_workers
     from fmdist.data.plan import BatchPlan
     from fmdist.training import run as runs
     from fmdist.training.engine import check_here
@@ -73,18 +73,18 @@ def train(
     folder = output or RUNS / loaded.name
     check_here(loaded.train, Context())
     scaling = loaded.scaling or ScalingConfig()
-    alone = address is None and scaling.workers == 1 and scaling.strategy == "ddp"
+    alone = address is None and scaling.most == 1 and scaling.strategy == "ddp"
     with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:
         data = loaded.data.build(loaded.seed, quarantine=folder / "quarantine.jsonl")
         task, learned = _tasks(loaded, data, run)
         plan = BatchPlan(len(data.train), loaded.train.batch_size, loaded.seed, None, loaded.train.drop_last)
-        check_division(plan, scaling.workers, loaded.train.accumulate)
+        sizes = possible_workers(plan, loaded.train.accumulate, scaling.least, scaling.most)
         runs.begin(run, plain, runs.signature(task, data), data.record)
         if alone:
             train_run(run, learned, data, loaded.train, loaded.seed, Context(), profile, loaded.scaling)
         else:
             try:
-                _train_on_workers(loaded, scaling, folder, profile)
+                _train_on_workers(loaded, scaling, folder, sizes, profile)
             finally:
                 run.record |= runs.read_run(folder)  # the first worker has kept it
         saved = runs.load_best(folder, task)
@@ -103,7 +103,9 @@ def _ready(scaling: ScalingConfig, address: str | None) -> AbstractContextManage
     return workers.ready(scaling, address)
 
 
-def _train_on_workers(recipe: Recipe, scaling: ScalingConfig, folder: Path, profile: bool) -> None:
+def _train_on_workers(
+    recipe: Recipe, scaling: ScalingConfig, folder: Path, sizes: Sequence[int], profile: bool
+) -> None:
     """Train on the recipe's workers, each of which reads the data and builds the task anew."""
     from functools import partial
 
@@ -111,7 +113,7 @@ def _train_on_workers(recipe: Recipe, scaling: ScalingConfig, folder: Path, prof
     from fmdist.orchestration import workers
 
     work = partial(work_on, recipe.plain, folder.resolve(), Path.cwd(), component.plugin_folders(), profile)
-    workers.train_on_workers(work, scaling, folder.resolve())
+    workers.train_on_workers(work, scaling, folder.resolve(), sizes)
 
 
 def work_on(

@@ -59,6 +59,12 @@ class Config(TaskConfig):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the noise in evaluation."""
 
+    @property
+    def not_sharded(self) -> str | None:
+        """The gradient penalty's reason."""
+        penalized = "task.loss 'wgan_gp' differentiates twice, which engines with shards don't follow"
+        return penalized if self.loss == "wgan_gp" else None
+
     def build(self, spec: DataSpec, model: ModelBuilder) -> Adversarial:
         """Return the task; see `TaskConfig.build`.
 

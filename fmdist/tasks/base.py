@@ -24,6 +24,11 @@ class TaskConfig(ComponentConfig):
     needs: ClassVar[str] = "outputs"
     """The form of model that the task trains; see `fmdist.models.base.FORMS`."""
 
+    @property
+    def not_sharded(self) -> str | None:
+        """Why strategies other than ddp can't train the task; None if they can."""
+        return None
+
     def build(self, spec: DataSpec, model: ModelBuilder) -> Task:
         """Return the task with its modules built.
 

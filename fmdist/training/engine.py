@@ -50,6 +50,8 @@ class Engine:
         """Keys dropout by sample, where it is drawn so."""
         self.units: dict[str, Unit] = {}
         """What trains each role."""
+        self.held: dict[str, list[dict[str, int]]] = {}
+        """Role -> what each process holds of it; see `Unit.held`."""
         self._by_sample = scaling is not None
         self._scaling = scaling or ScalingConfig()
         self._config = config
@@ -69,6 +71,7 @@ class Engine:
                 fix="leave it out",
             )
         self.units[role] = unit = self._unit(role, module, optimizer)
+        self.held[role] = self.group.gather(unit.held())
         return unit
 
     def _unit(self, role: str, module: nn.Module, optimizer: Optimizer) -> Unit:
@@ -200,7 +203,7 @@ def engine(
                 torch.cuda.set_device(device)
             _reset_accelerate()
             accelerator = _accelerator(config, device, folder, scaling or ScalingConfig(), roles)
-            _prove(accelerator, device, context)
+            _prove(accelerator, device, context, (scaling or ScalingConfig()).strategy)
             try:
                 group = Group(context.rank, context.world_size, device)
                 yield Engine(accelerator, config, group, scaling)
@@ -266,15 +269,19 @@ def _choose_device(wanted: str) -> torch.device:
     return device
 
 
-def _prove(accelerator: Accelerator, device: torch.device, context: Context) -> None:
+def _prove(accelerator: Accelerator, device: torch.device, context: Context, strategy: str) -> None:
     """Refuse anything but what was asked: Accelerate itself falls back without a word."""
     got = (accelerator.num_processes, accelerator.device.type)
     asked = (context.world_size, device.type)
-    distributed = accelerator.distributed_type != DistributedType.NO
-    if got != asked or distributed != (context.world_size > 1):
+    kind = accelerator.distributed_type
+    if strategy.startswith("zero"):
+        right = kind == DistributedType.DEEPSPEED
+    else:
+        right = kind != DistributedType.DEEPSPEED and (kind != DistributedType.NO) == (context.world_size > 1)
+    if got != asked or not right:
         raise TrainingError(
-            problem=f"asked for {asked[0]} process(es) on {asked[1]}, but Accelerate set up {got[0]} "
-            f"on {got[1]} ({accelerator.distributed_type})",
+            problem=f"asked for {strategy} with {asked[0]} process(es) on {asked[1]}, but Accelerate set up "
+            f"{kind} with {got[0]} on {got[1]}",
             fix="unset the ACCELERATE_* and torchrun variables of the environment",
         )
 

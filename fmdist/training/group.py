@@ -22,6 +22,8 @@ class Group:
         self.rank = rank
         self.size = size
         self._device = device
+        self.arrivals = 0
+        """How often this process has come to where it meets the others, or waits for them."""
 
     @property
     def leads(self) -> bool:
@@ -32,6 +34,7 @@ class Group:
         """Return each value summed over all processes, in float64; nan or inf anywhere is so everywhere."""
         if self.size == 1:
             return list(values)
+        self.arrivals += 1
         total = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(total)
         summed: list[float] = total.tolist()
@@ -41,6 +44,7 @@ class Group:
         """Return the values of all processes, by rank; they are pickled."""
         if self.size == 1:
             return [value]
+        self.arrivals += 1
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
@@ -49,6 +53,7 @@ class Group:
         """Return the first process's value; the others' is not used."""
         if self.size == 1:
             return value
+        self.arrivals += 1
         held = [value]
         dist.broadcast_object_list(held, src=0)
         return held[0]

@@ -67,6 +67,7 @@ class PhaseTrainer:
                 self.engine.key(generator, batch)
                 out = self.phase.loss(roles, batch, generator)
                 watch.lap("forward")
+                self.engine.group.arrivals += 1
                 unit.backward(out.loss_sum, total)
             watch.lap("backward")
             outs.append(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from fmdist.recipe.schema import Section
 
@@ -17,8 +17,10 @@ class ScalingConfig(Section):
     trains alike.
     """
 
-    workers: int = Field(default=1, ge=1)
-    """Processes that train. May change when a run is resumed."""
+    workers: PositiveInt | Literal["auto"] | tuple[PositiveInt, PositiveInt] = 1
+    """Processes that train: a number; `auto`, as many as the cluster has room for; or `[least, most]`. Where
+    there is a choice, it is the largest that divides the batch; the run goes on with fewer when machines are
+    lost, and with more when machines come. May change when a run is resumed."""
     strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
     """`ddp`: every worker holds the whole model, and gradients are averaged (Li et al. 2020,
     arXiv:2006.15704). DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): `zero1` shares out the
@@ -44,11 +46,35 @@ class ScalingConfig(Section):
     """How often training goes on from the newest checkpoint after a worker or a machine was lost."""
     backoff_seconds: float = Field(default=1.0, ge=0)
     """Wait before the first of these; each further wait is twice as long, at most a minute."""
+    hang_seconds: float = Field(default=1800.0, gt=0)
+    """How long a worker may do nothing before it is named and all begin anew at the newest checkpoint."""
     wait_seconds: float = Field(default=0.0, ge=0)
     """How long to wait for resources that the cluster doesn't have yet; 0 refuses at once."""
 
+    @property
+    def least(self) -> int:
+        """The smallest number of workers that will do."""
+        if isinstance(self.workers, tuple):
+            return self.workers[0]
+        return 1 if self.workers == "auto" else self.workers
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of workers that is of use; None for any."""
+        if isinstance(self.workers, tuple):
+            return self.workers[1]
+        return None if self.workers == "auto" else self.workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return self.least != self.most
+
     @model_validator(mode="after")
     def _parts_fit(self) -> ScalingConfig:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            msg = f"workers: [least, most] must not fall, as {list(self.workers)} does"
+            raise ValueError(msg)
         if self.offload is not None and self.strategy == "ddp":
             msg = "offload needs shards: set strategy to zero1, zero2, zero3 or fsdp"
             raise ValueError(msg)

@@ -18,6 +18,7 @@ from fmdist.training.loop import Equipment, Progress, fit
 from fmdist.training.names import listing
 from fmdist.training.run import CHECKPOINTS, RunFolder, summary
 from fmdist.training.scaling import ScalingConfig
+from fmdist.training.watchdog import Watchdog
 from fmdist.training.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ def train_run(
         working = stack.enter_context(engine(config, context, run.path, scaling, roles))
         if scaling is not None:
             stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
+        if context.records is not None and context.hanging is not None and scaling is not None:
+            group, seconds = working.group, scaling.hang_seconds
+            stack.enter_context(Watchdog(group, seconds, context.records, context.hanging))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
         tools = Equipment(working, Writer(store, config.checkpoint.beside), context=context)
         if working.group.leads:
@@ -59,21 +63,25 @@ def train_run(
             tools.watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
             tools.followers.append(profiler)
         parameters = sum(parameter_count(module) for module in task.roles().values())
-        run.write("running", {"parameters": parameters, "workers": _workers(task, context.world_size)})
+        workers = _workers(task, context.world_size, scaling)
+        run.write("running", {"parameters": parameters, "workers": workers})
         try:
             fit(task, data, config, tools, seed)
         except Interrupted:
             run.record |= summary(tools.progress, task)  # written with the status by `open_run`
             raise
+        finally:
+            run.record["workers"] |= {"held": working.held}
         working.release()
         run.write("running", summary(tools.progress, task))
     return tools.progress
 
 
-def _workers(task: Task, count: int) -> dict[str, Any]:
+def _workers(task: Task, count: int, scaling: ScalingConfig | None) -> dict[str, Any]:
     """Return what the record says of the workers: how many, and what depends on that; warn of it."""
+    strategy = "ddp" if scaling is None else scaling.strategy
     if count == 1:
-        return {"count": 1}
+        return {"count": 1, "strategy": strategy, "by_worker": []}
     modules = [task.roles()[phase.role] for phase in task.phases()]
     own = [f"the batch statistics of {name}" for name in own_statistics(modules)]
     own += [f"the dropout inside {name}" for name in drawn_by_worker(modules)]
@@ -81,4 +89,4 @@ def _workers(task: Task, count: int) -> dict[str, Any]:
         logger.warning(
             "each worker has its own: %s. Training depends a little on the number of workers", listing(own)
         )
-    return {"count": count, "strategy": "ddp", "by_worker": own}
+    return {"count": count, "strategy": strategy, "by_worker": own}

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,26 @@ from fmdist.contracts import Context
 from fmdist.training.scaling import ScalingConfig
 
 
-def train_in_processes(work: Callable[[Context], None], scaling: ScalingConfig, folder: Path) -> None:
+PRELOADED = ["deepspeed", "torch.distributed.fsdp", "sklearn.datasets", "fmdist.training.session"]
+"""Imported once for all workers: that takes longer than what they do."""
+
+
+def train_in_processes(
+    work: Callable[[Context], None], scaling: ScalingConfig, folder: Path, sizes: Sequence[int]
+) -> None:
     """Stand in for `fmdist.orchestration.workers.train_on_workers`."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    workers = [
-        spawn.Process(target=_work, args=(work, rank, scaling.workers, port))
-        for rank in range(scaling.workers)
-    ]
+    size = sizes[-1]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    workers = [server.Process(target=_work, args=(work, rank, size, port)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=240)
-    assert [worker.exitcode for worker in workers] == [0] * scaling.workers
+    assert [worker.exitcode for worker in workers] == [0] * size
 
 
 def _work(work: Callable[[Context], None], rank: int, size: int, port: int) -> None:

@@ -94,6 +94,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = folder / "runs/two"
     record = storage.read_json(run / "run.json")
     assert (record["status"], record["epoch"]) == ("finished", 12)
+    first, second = record["workers"].pop("held")["model"]
+    assert first == second == {"weights": first["updated"], "updated": first["updated"]}
     assert record["workers"] == {"count": 2, "strategy": "ddp", "by_worker": []}
     assert not list(run.glob(".ray-*"))
     return run

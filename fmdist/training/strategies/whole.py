@@ -126,7 +126,10 @@ class Unit:
 
     def release(self) -> None:
         """Give the module back as it came: on the CPU, its forward not wrapped in autocast."""
-        self._accelerator.unwrap_model(self.whole, keep_fp32_wrapper=False).cpu()
+        # Not by Accelerate's `unwrap_model`, which imports DeepSpeed wherever it is installed: seconds.
+        if self.whole.__dict__.pop("_original_forward", None) is not None:
+            del self.whole.forward
+        self.whole.cpu()
 
 
 def check_sharded(held: Mapping[str, int], key: str, total: int, group: Group, padding: int) -> None:

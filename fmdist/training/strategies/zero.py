@@ -46,7 +46,7 @@ class Fragment(NamedTuple):
 
 
 def plugin(scaling: ScalingConfig, clip_norm: float | None, device: str) -> DeepSpeedPlugin:
-    """Return the plugin that makes Accelerate use ZeRO as a recipe asks, for one role, on a sort of device."""
+    """Return the plugin that makes Accelerate use ZeRO as a recipe asks, for one role and sort of device."""
     # Read by Accelerate, whose plugin alone changes nothing. The shared-memory operation would be compiled
     # at first use, for 20 s, and is no faster here.
     os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": device}
