@@ -19,22 +19,22 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from fmdist import storage
 from fmdist.errors import CheckpointError
 from fmdist.training.config import RESUMABLE, CheckpointConfig
-from fmdist.training.group import Group
+from fmdist.training.mirror import Mirror
+from fmdist.training.snapshot import Snapshot, Trainables, join_optimizer, snapshot
 
 FORMAT = 1
 """Version of the directory's layout; an unknown one is refused by name."""
@@ -44,60 +44,6 @@ STATE = "state.json"
 _NAME = re.compile(r"step-\d{10}(-evaluated)?")
 
 logger = logging.getLogger(__name__)
-
-
-class Stateful(Protocol):
-    """An optimizer, or what stands for one whose state lies in shards."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the whole state as `torch.optim.Optimizer` does."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
-        ...
-
-
-@dataclass
-class Trainables:
-    """Everything with a state that a checkpoint saves and restores in place."""
-
-    roles: Mapping[str, nn.Module]
-    averages: Mapping[str, AveragedModel]
-    """The averaged module of each role, empty without EMA."""
-    optimizers: Mapping[str, Stateful]
-    refresh: Callable[[], None] = lambda: None
-    """Brings the modules up to date where they are copies of shards; all processes call it together."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Copies in the CPU's memory of all that a checkpoint holds, so that training can go on meanwhile."""
-
-    files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]]
-    """File -> tensors by name, and further names -> the name of the same tensor."""
-    numbers: Mapping[str, Any]
-    """Of the optimizers, by role."""
-    averaged: Mapping[str, int]
-    """Role -> updates in its moving average."""
-
-
-def snapshot(trainables: Trainables, group: Group | None = None) -> Snapshot | None:
-    """Copy the state; all processes call it together, and the first one gets it."""
-    trainables.refresh()
-    states = {role: optimizer.state_dict() for role, optimizer in trainables.optimizers.items()}
-    if group is not None and not group.leads:
-        return None
-    files, numbers = {}, {}
-    for role, module in trainables.roles.items():
-        files[f"{role}.safetensors"] = _named(module)
-    for role, average in trainables.averages.items():
-        files[f"ema.{role}.safetensors"] = _named(average.module)
-    for role, state in states.items():
-        tensors, numbers[role] = _split_optimizer(state)
-        files[f"optimizer.{role}.safetensors"] = tensors, {}
-    averaged = {role: int(average.n_averaged) for role, average in trainables.averages.items()}
-    return Snapshot(files, numbers, averaged)
 
 
 @dataclass
@@ -128,6 +74,8 @@ class CheckpointStore:
         self._mode = mode
         self._config = config
         self._origin = dict(origin or {})
+        self.mirror = None if config.store is None else Mirror(config.store)
+        """Where copies are, if the recipe names a store."""
 
     def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
         """Commit a checkpoint of optimizer step ``step`` and apply the retention; return its folder."""
@@ -151,6 +99,8 @@ class CheckpointStore:
             state = {**facts, **state, "optimizers": copied.numbers, "averaged": copied.averaged}
             storage.write_json(folder / STATE, state)
         self._retain()
+        if self.mirror is not None:
+            self.mirror.follow(self._steps())
 
     def newest(self) -> Saved | None:
         """Return the newest checkpoint that is whole, or None if none was ever written.
@@ -177,6 +127,18 @@ class CheckpointStore:
                 fix="restore one from a backup, or remove the run's folder to start over",
             )
         return None
+
+    def bring_back(self) -> None:
+        """Fetch the store's checkpoints that are newer than any here, and its best if nothing is here."""
+        if self.mirror is None:
+            return
+        here = {path.name for path in self._steps()}
+        known = {path.name.removesuffix(".corrupt") for path in self.folder.glob("step-*.corrupt")}
+        for name in filter(_NAME.fullmatch, self.mirror.names()):
+            if name not in here and (not here or name > max(here) or name in known):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                logger.info("fetching %s from %s", name, self.mirror.url)
+                self.mirror.pull(name, self.folder)
 
     def best(self) -> Saved | None:
         """Return the whole checkpoint with the best score, the newest of equals; None if none has a score."""
@@ -212,7 +174,7 @@ class CheckpointStore:
         for role, optimizer in trainables.optimizers.items():
             try:
                 tensors = load_file(str(saved.path / f"optimizer.{role}.safetensors"))
-                optimizer.load_state_dict(_join_optimizer(tensors, saved.state["optimizers"][role]))
+                optimizer.load_state_dict(join_optimizer(tensors, saved.state["optimizers"][role]))
             except (FileNotFoundError, KeyError, ValueError) as error:
                 raise CheckpointError(
                     field=str(saved.path),
@@ -322,48 +284,6 @@ def _os_errors(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's tensors by ``parameter.name``, and the rest as JSON values."""
-    tensors, numbers = {}, {}
-    for parameter, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = _copied(value)
-            else:
-                numbers[f"{parameter}.{name}"] = value
-    return tensors, {"numbers": numbers, "groups": state["param_groups"]}
-
-
-def _named(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return copies of a module's tensors by name, and the further names of those that have several."""
-    tensors: dict[str, Tensor] = {}
-    first: dict[int, str] = {}
-    others: dict[str, str] = {}
-    for name, value in sorted(module.state_dict(keep_vars=True).items()):
-        if id(value) in first:
-            others[name] = first[id(value)]
-            continue
-        first[id(value)] = name
-        tensors[name] = _copied(value)
-    return tensors, others
-
-
-def _copied(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _join_optimizer(tensors: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | rest["numbers"]).items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = value
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in rest["groups"]
-    ]
-    return {"state": state, "param_groups": groups}
 
 
 def parameter_count(module: nn.Module) -> int:

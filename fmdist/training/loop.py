@@ -18,7 +18,7 @@ from fmdist.data.loader import training_loader
 from fmdist.data.plan import BatchPlan
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted, TrainingError
-from fmdist.training.checkpoint import Saved, Trainables, snapshot
+from fmdist.training.checkpoint import Saved
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.evaluation import evaluate
@@ -34,6 +34,7 @@ from fmdist.training.listeners import (
 from fmdist.training.optim import lr_factor
 from fmdist.training.phase import PhaseTrainer, prepare
 from fmdist.training.signals import StopRequest
+from fmdist.training.snapshot import Trainables, snapshot
 from fmdist.training.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -224,6 +225,8 @@ def _newest(tools: Equipment, task: Task) -> Saved | None:
     """Load the weights of the newest whole checkpoint, if there is one, into the task's modules."""
     group = tools.engine.group
     # The first process looks, since looking sets damaged checkpoints aside.
+    if group.leads:
+        tools.writer.store.bring_back()
     saved: Saved | None = group.share(tools.writer.store.newest() if group.leads else None)
     if saved is not None:
         tools.writer.store.load_roles(saved, task.roles())

@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fmdist.contracts import Batch, LossOut, Phase, Roles, Task
 from fmdist.data.plan import BatchPlan
 from fmdist.errors import CapabilityError, TrainingError, did_you_mean
-from fmdist.training.checkpoint import Trainables
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.listeners import Stopwatch
 from fmdist.training.optim import build_optimizer
+from fmdist.training.snapshot import Trainables
 from fmdist.training.strategies.whole import Unit
 
 logger = logging.getLogger(__name__)

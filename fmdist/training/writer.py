@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from fmdist.training.checkpoint import CheckpointStore, Snapshot
+from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.snapshot import Snapshot
 
 
 class Writer:

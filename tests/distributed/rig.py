@@ -13,7 +13,6 @@ from typing import Any
 from fmdist.contracts import Context
 from fmdist.training.scaling import ScalingConfig
 
-
 PRELOADED = ["deepspeed", "torch.distributed.fsdp", "sklearn.datasets", "fmdist.training.session"]
 """Imported once for all workers: that takes longer than what they do."""
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from fmdist import stages, storage
 from fmdist.errors import CheckpointError, DataError
-from fmdist.training.checkpoint import CheckpointStore, Trainables
+from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
+from fmdist.training.snapshot import Trainables
 from tests.faults.rig import newest, outcome, small_recipe, steps, train_until
 
 RECIPE = small_recipe({"ema": {"decay": 0.9}, "checkpoint": {"every_steps": 4, "keep": 4}})

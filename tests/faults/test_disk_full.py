@@ -17,8 +17,9 @@ from torch import nn
 from fmdist import stages, storage
 from fmdist.cli import failures
 from fmdist.errors import TrainingError
-from fmdist.training.checkpoint import CheckpointStore, Trainables
+from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
+from fmdist.training.snapshot import Trainables
 from tests.faults.rig import outcome, small_recipe
 
 LIMIT_BYTES = 4096

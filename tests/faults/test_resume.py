@@ -15,8 +15,9 @@ from torch import nn
 from fmdist import stages, storage
 from fmdist.errors import CheckpointError, Interrupted, TrainingError
 from fmdist.training import evaluation
-from fmdist.training.checkpoint import CheckpointStore, Trainables
+from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
+from fmdist.training.snapshot import Trainables
 from tests.faults.rig import newest, outcome, signal_at, small_recipe, steps, train_until
 
 CNN = {"kind": "cnn", "channels": [4, 8], "blocks": 1, "dropout": 0.2}

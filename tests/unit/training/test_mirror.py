@@ -1,0 +1,97 @@
+"""Copies of checkpoints on a store: fsspec's own in memory and a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from torch import nn
+
+from fmdist import storage
+from fmdist.errors import CheckpointError
+from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.config import CheckpointConfig
+from fmdist.training.mirror import Mirror
+from fmdist.training.snapshot import Trainables
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield "memory://runs/one" if request.param == "memory" else f"file://{tmp_path}/far/one"
+    fsspec.filesystem("memory").store.clear()
+
+
+def store(folder: Path, url: str, keep: int = 2) -> CheckpointStore:
+    return CheckpointStore(folder, "max", CheckpointConfig(store=url, keep=keep))
+
+
+def trainables(value: float) -> Trainables:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, value)
+    return Trainables({"model": model}, {}, {"model": torch.optim.SGD(model.parameters())})
+
+
+def test_copies_follow_what_is_kept(url: str, tmp_path: Path) -> None:
+    kept = store(tmp_path / "here", url)
+    for step in (1, 2, 3):
+        kept.save(step, trainables(step), {}, None)
+    assert Mirror(url).names() == ["step-0000000002", "step-0000000003"]
+
+
+def test_a_lost_folder_is_brought_back(url: str, tmp_path: Path) -> None:
+    store(tmp_path / "here", url).save(4, trainables(4.0), {}, None)
+    again = store(tmp_path / "elsewhere", url)
+    again.bring_back()
+    saved = again.newest()
+    assert saved is not None
+    assert saved.step == 4
+    loaded = trainables(0.0)
+    again.load(saved, loaded)
+    model = loaded.roles["model"]
+    assert isinstance(model, nn.Linear)
+    assert torch.equal(model.weight, torch.full((2, 2), 4.0))
+
+
+def test_a_damaged_copy_is_named_and_not_used(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(tmp_path / "here", url).save(4, trainables(4.0), {}, None)
+    system, path = fsspec.core.url_to_fs(f"{url}/step-0000000004/model.safetensors")
+    system.pipe_file(path, system.cat_file(path)[:-1])
+    again = store(tmp_path / "elsewhere", url)
+    with caplog.at_level(logging.WARNING):
+        again.bring_back()
+    assert "is damaged" in caplog.text
+    assert again.newest() is None
+    assert not list((tmp_path / "elsewhere").glob(".*.tmp"))
+
+
+def test_a_copy_without_its_manifest_is_none(url: str, tmp_path: Path) -> None:
+    kept = store(tmp_path / "here", url)
+    kept.save(4, trainables(4.0), {}, None)
+    system, path = fsspec.core.url_to_fs(f"{url}/step-0000000004/{storage.MANIFEST}")
+    system.rm_file(path)
+    assert Mirror(url).names() == []
+    kept.save(5, trainables(5.0), {}, None)
+    assert Mirror(url).names() == ["step-0000000004", "step-0000000005"]
+
+
+def test_a_store_that_fails_is_told_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    kept = store(tmp_path / "here", f"file://{tmp_path}/file/one")
+    with caplog.at_level(logging.WARNING):
+        kept.save(1, trainables(1.0), {}, None)
+    assert "The next checkpoint tries again" in caplog.text
+    (tmp_path / "file").unlink()
+    kept.save(2, trainables(2.0), {}, None)
+    assert len(Mirror(f"file://{tmp_path}/file/one").names()) == 2
+
+
+@pytest.mark.parametrize("wrong", ["nosuch://bucket", "file:///proc/nowhere/one"])
+def test_a_store_that_cannot_be_written_is_refused_before_any_work(wrong: str) -> None:
+    with pytest.raises(CheckpointError, match=r"train\.checkpoint\.store"):
+        Mirror(wrong).check()
