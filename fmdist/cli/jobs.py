@@ -42,7 +42,7 @@ def jobs(
     from fmdist.orchestration import door
 
     if name is None and (action or following):
-        raise UsageError(field="ID", problem="no job is named", fix="fmdist jobs lists them")
+        raise UsageError(field="ID", problem="no job is named", fix="list them with fmdist jobs")
     if following and action in ("logs", "stop"):
         raise UsageError(field="--follow", problem=f"can't be combined with --{action}")
     way = door.find(address, insecure)

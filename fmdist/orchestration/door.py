@@ -169,10 +169,11 @@ def _ask(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]
         with error:
             return error.code, error.read().decode(errors="replace")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        said = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
+        reason = said if said.isprintable() and said else type(error).__name__
         raise UsageError(
             field="--address",
-            problem=f"no job API answers there ({' '.join(str(reason).split())[:200]})",
+            problem=f"no job API answers there ({reason})",
             value=address,
             allowed=f"the address of the cluster's dashboard, such as {_EXAMPLE}",
             fix="start the cluster with 'ray start --head', and look which port its dashboard has",

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,8 +106,9 @@ class Jobs:
     """
 
     def __init__(self, door: Door) -> None:
-        # It tells of every upload at INFO, and not to our log.
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        # They tell of every upload and connection at INFO, and not to our log.
+        for module in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         self._door = door
         with self._answering():
             self._client = JobSubmissionClient(door.address, headers=dict(door.headers))
@@ -200,9 +202,11 @@ class Jobs:
 
     async def _tail(self, name: str, pass_on: Callable[[str, int], None]) -> None:
         end = 0
-        async for text in self._client.tail_job_logs(name):
-            end += len(text)
-            pass_on(text, end)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ssl=None is deprecated")  # what Ray calls aiohttp with
+            async for text in self._client.tail_job_logs(name):
+                end += len(text)
+                pass_on(text, end)
 
     def stop(self, name: str) -> tuple[Job, str]:
         """Send SIGTERM to a job and wait for its end; Ray kills it after a while.
