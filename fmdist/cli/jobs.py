@@ -92,7 +92,7 @@ def follow(cluster: Jobs, name: str, data: dict[str, Any], lines: Sequence[str])
 
     for line in lines:
         logging.getLogger(__name__).info("%s", line)
-    on = f"{name} goes on; look after it with: {'; '.join(look_after(cluster, name))}"
+    on = f"the job goes on; look after it with: {'; '.join(look_after(cluster, name))}"
     with EndAtOnce(on):
         job = cluster.follow(name, write)
     shown = _facts(job)
@@ -143,7 +143,7 @@ def _shown(cluster: Jobs, job: Job) -> Answer:
 def _stop(cluster: Jobs, name: str) -> Answer:
     from fmdist.training.signals import EndAtOnce
 
-    with EndAtOnce(f"{name} was told to stop"):
+    with EndAtOnce(f"the job was told to stop: see 'fmdist jobs {name}'"):
         job, said = cluster.stop(name)
     grace = (
         "its run did not say that it had saved: it goes on from its newest checkpoint. "

@@ -47,18 +47,19 @@ def head(settings: Mapping[str, str]) -> Iterator[str]:
     Args:
         settings: environment variables of Ray's.
     """
-    others = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))
-    }
+    own = ("RAY_", "PYTHONPATH")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     binaries = Path(sys.executable).parent
-    environment = {**others, "PATH": f"{binaries}:{others['PATH']}", "OMP_NUM_THREADS": "1", **settings}
+    others |= {"PATH": f"{binaries}:{others['PATH']}", "OMP_NUM_THREADS": "1"}
     places = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port")
     ports = dict(zip(places, _free_ports(len(places)), strict=True))
     # Ray's sockets have names of at most 107 bytes, so that pytest's folders are too deep.
     with tempfile.TemporaryDirectory(prefix="fmd-", ignore_cleanup_errors=True) as folder:
-        words = [binaries / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
-        words += ["--dashboard-host=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+        words = [str(binaries / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+        words += ["--dashboard-host=127.0.0.1", "--object-store-memory=100000000"]
         words += [f"{name}={port}" for name, port in ports.items()]
+        # Where Ray's own processes look for their cluster, among others that this machine may have.
+        environment = {**others, **settings, "RAY_TMPDIR": folder}
         process = subprocess.Popen(
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
         )

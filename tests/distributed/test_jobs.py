@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import time
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fmdist import component, storage
-from tests.distributed.clusters import head
+from tests.distributed.clusters import head, until
 from tests.distributed.rig import records
-from tests.integration.command_line import fmdist, succeed
+from tests.integration.command_line import fmdist, start, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -81,42 +81,39 @@ def folder(tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def test_a_job_trains_on_two_workers_with_what_was_packed(cluster: str, folder: Path) -> None:
-    words = ("submit", "train", "mine/two.yaml", "train.epochs=2", "--plugins", "plug", "--follow", "--json")
-    done = fmdist(folder, *words, "--address", cluster)
-    assert done.code == 0, done.err
-    assert (done.json["status"], done.json["exit_code"]) == ("SUCCEEDED", 0)
-    assert "95% interval of accuracy" in done.err
-    record = storage.read_json(Path(done.json["run"]) / "run.json")
-    assert (record["status"], record["epoch"], record["workers"]["count"]) == ("finished", 2, 2)
-    # The driver and both workers: all of them from the job's directory, and none from this machine's install.
-    built = [line.split() for line in (folder / "note").read_text().splitlines()]
-    assert len(built) >= 3
-    (place,) = {place for line in built for place in line}
-    assert "/working_dir_files/_ray_pkg_" in place
-
-
-def test_a_job_that_is_stopped_goes_on_from_its_checkpoint(cluster: str, folder: Path) -> None:
-    words = ("submit", "train", "mine/two.yaml", "train.epochs=60", "--plugins", "plug", "--json")
+def test_a_job_is_followed_stopped_and_goes_on_from_its_checkpoint(cluster: str, folder: Path) -> None:
     at = ("--address", cluster)
-    done = succeed(folder, *words, *at).json
-    name, run = done["job"], Path(done["run"])
-    begun = time.monotonic()
-    while len(list((run / "checkpoints").glob("step-*"))) < 2:
-        assert time.monotonic() - begun < 100, succeed(folder, "jobs", name, "--logs", *at).out
-        time.sleep(0.1)
+    words = ("submit", "train", "mine/two.yaml", "train.epochs=60", "--plugins", "plug", "--follow")
+    follower, run = start(folder, *words, *at), folder / "runs/two"
+    until(lambda: len(list((run / "checkpoints").glob("step-*"))) >= 2, follower)
+    follower.send_signal(signal.SIGINT)
+    said = follower.communicate(timeout=60)[1]
+    (job,) = succeed(folder, "jobs", "--json", *at).json["jobs"]
+    assert (follower.returncode, job["status"], job["run"]) == (130, "RUNNING", str(run))
+    assert "Running entrypoint" in said
+    name = job["job"]
+    assert f"The job goes on; look after it with: fmdist jobs {name} --follow" in said
+
     stopped = succeed(folder, "jobs", name, "--stop", "--json", *at).json
     assert (stopped["status"], stopped["saved"]) == ("STOPPED", True)
     record = storage.read_json(run / "run.json")
-    assert record["status"] == "interrupted"
+    assert (record["status"], record["workers"]["count"]) == ("interrupted", 2)
     assert 20 <= record["step"] < 60 * 20
+
     resumed = fmdist(folder, "jobs", name, "--resume", "--follow", "--json", *at)
     assert resumed.code == 0, resumed.err
-    assert (resumed.json["job"], resumed.json["resumes"]) == (f"{name}-r1", name)
+    assert (resumed.json["job"], resumed.json["status"]) == (f"{name}-r1", "SUCCEEDED")
+    assert resumed.json["resumes"] == name
     assert f"step {record['step']}" in resumed.err
+    assert "95% interval of accuracy" in resumed.err
     steps = [line["step"] for line in records(run)]
     assert steps == sorted(steps)
     assert steps[-1] == 60 * 20
+    # The drivers and their workers: all from the job's directory, and none from this machine's install.
+    built = [line.split() for line in (folder / "note").read_text().splitlines()]
+    assert len(built) >= 6
+    (place,) = {place for line in built for place in line}
+    assert "/working_dir_files/_ray_pkg_" in place
 
 
 def test_the_users_mistake_in_a_job_is_told_by_the_exit_code(cluster: str, folder: Path) -> None:
