@@ -30,8 +30,8 @@ RETRIES = 10
 ACTIVE = ("PENDING", "RUNNING")
 """What Ray calls a job that may still write into its run."""
 
-SAVED = re.compile(r"^error: (interrupted by signal .*)$", re.MULTILINE)
-"""What a run says last when it has saved on a signal."""
+LAST_WORDS = re.compile(r"^error: (interrupted by signal .*)$", re.MULTILINE)
+"""What a run says when a signal has ended it in order, and what of it is kept."""
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Jobs:
         """Send SIGTERM to a job and wait for its end; Ray kills it after a while.
 
         Returns:
-            The job, and what its run said last: empty if it was killed before it had saved.
+            The job, and what its run said last: empty if it was killed before it could say what is kept.
 
         Raises:
             UsageError: if it has ended already.
@@ -225,7 +225,7 @@ class Jobs:
         with self._answering():
             self._client.stop_job(name)
         job = self._ended(name)
-        said = SAVED.findall(self.log(name))
+        said = LAST_WORDS.findall(self.log(name))
         return job, said[-1] if said else ""
 
     def _ended(self, name: str) -> Job:
