@@ -147,8 +147,8 @@ def _stop(cluster: Jobs, name: str) -> Answer:
         job, said = cluster.stop(name)
     grace = (
         "its run did not say that it had saved: it goes on from its newest checkpoint. "
-        f"Ray kills a job 3 s after it was told to stop, unless {GRACE} says otherwise; start the cluster's head "
-        f"with {GRACE}=60 in its environment to give it longer"
+        f"Ray kills a job 3 s after it was told to stop, unless {GRACE} says otherwise; start the cluster's "
+        f"head with {GRACE}=60 in its environment to give it longer"
     )
     data = _facts(job) | {"saved": "Saved " in said, "said": said}
     return Answer(data, f"{_sheet(job)}\n{said or grace if job.status == 'STOPPED' else 'it had ended'}")
