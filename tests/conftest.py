@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 # Two workers of pytest-xdist share two cores; torch and OpenVINO read this when they are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "TORCH_", "PYTORCH_", "CUDA_MODULE_LOADING")
+_LIBRARIES = (
+    *("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "TORCH_", "PYTORCH_", "CUDA_MODULE_LOADING"),
+    "RAY_CLIENT_MODE",
+)
 """Libraries set these for themselves when they are first loaded."""
 
 

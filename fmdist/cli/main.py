@@ -13,6 +13,7 @@ from fmdist.cli.compress import compress
 from fmdist.cli.doctor import doctor
 from fmdist.cli.evaluate import evaluate
 from fmdist.cli.init import init
+from fmdist.cli.jobs import jobs
 from fmdist.cli.listing import list_kinds
 from fmdist.cli.predict import predict
 from fmdist.cli.report import report
@@ -20,6 +21,7 @@ from fmdist.cli.run import run
 from fmdist.cli.runs import runs
 from fmdist.cli.schema import schema
 from fmdist.cli.show import show
+from fmdist.cli.submit import submit
 from fmdist.cli.train import train
 from fmdist.cli.validate import validate
 
@@ -30,6 +32,8 @@ VERBS = (
     evaluate,
     predict,
     report,
+    submit,
+    jobs,
     init,
     validate,
     show,

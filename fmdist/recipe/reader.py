@@ -103,6 +103,12 @@ def read(path: Path) -> Raw:
     return _merge(base, raw)
 
 
+def extended(path: Path) -> str | None:
+    """Return what a recipe that `read` takes has written at ``extends``, if it has."""
+    name = _read_one(path).values.get("extends")
+    return None if name is None else str(name)
+
+
 def read_text(text: str, name: str) -> Raw:
     """Read a recipe from a string; ``name`` stands for the file in messages.
 

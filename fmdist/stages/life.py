@@ -33,15 +33,17 @@ def run(
     overrides: Sequence[str] = (),
     profile: bool = False,
     address: str | None = None,
+    artifact: Path | None = None,
 ) -> Life:
     """Do every stage that a recipe has: train, compress and verify, report. Finished stages are not repeated.
 
     Args:
         recipe: a path, a mapping or a `Recipe`.
-        output: the run's folder, by default ``runs/<name>``; the artifact is ``artifacts/<its name>``.
+        output: the run's folder, by default ``runs/<name>``.
         overrides: such as ``train.lr=1e-3``.
         profile: see `train`.
         address: see `train`.
+        artifact: the artifact's folder, by default ``artifacts/<name of the run's folder>``.
     """
     from fmdist.training import run as runs
 
@@ -52,5 +54,5 @@ def run(
         runs.update_recipe(folder, loaded.plain)
     else:
         train(loaded, output=folder, profile=profile, address=address)
-    artifact = None if loaded.compress is None else compress(folder)
-    return Life(folder, artifact, report(folder))
+    made = None if loaded.compress is None else compress(folder, output=artifact)
+    return Life(folder, made, report(folder))

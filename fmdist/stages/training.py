@@ -115,7 +115,13 @@ def _train_on_workers(
     from fmdist import component
     from fmdist.orchestration import workers
 
-    work = partial(work_on, recipe.plain, folder.resolve(), Path.cwd(), component.plugin_folders(), profile)
+    here = Path.cwd()
+    # A job's working directory has another path on another machine: what lies in it is named from there.
+    plugins = [
+        found.relative_to(here) if found.is_relative_to(here) else found
+        for found in component.plugin_folders()
+    ]
+    work = partial(work_on, recipe.plain, folder.resolve(), here, plugins, profile)
     workers.train_on_workers(work, scaling, folder.resolve(), sizes)
 
 
@@ -132,7 +138,7 @@ def work_on(
     Args:
         recipe: resolved.
         folder: of the run, which has begun.
-        directory: what the recipe's paths are relative to.
+        directory: what relative paths start from; the worker of a job may be in a copy of it already.
         plugins: folders of plug-ins.
         profile: see `train`.
         context: where this worker stands.

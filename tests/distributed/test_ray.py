@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fmdist import storage
+from tests.distributed.clusters import processes, until
 from tests.distributed.rig import records
 from tests.integration.command_line import FMDIST
 
@@ -26,19 +27,6 @@ task: {kind: classification}
 train: {epochs: EPOCHS, lr: 2e-3, threads: 1, trackers: [], log_every_steps: 5, checkpoint: {every_steps: 5}}
 scaling: {workers: 2, backoff_seconds: 0.1}
 """
-
-
-def processes() -> dict[int, str]:
-    """Return the command lines of all Ray processes, by process id."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "raylet" in line or "gcs_server" in line or line.startswith("ray::"):
-            found[int(folder.name)] = line
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +56,6 @@ def start(folder: Path, *words: str, epochs: int = 3) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
-
-
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait for something that a running command does."""
-    for _ in range(6000):
-        if true():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    pytest.fail("it never came to that")
 
 
 def last_weights(run: Path) -> bytes:
