@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from fmdist.training.checkpoint import CheckpointStore, parameter_count
 from fmdist.training.config import TrainConfig
 from fmdist.training.dropout import drawn_by_sample, drawn_by_worker, own_statistics
 from fmdist.training.engine import engine
+from fmdist.training.group import Group
 from fmdist.training.listeners import Profiler, ProgressLine, Trackers, metrics_file
 from fmdist.training.loop import Equipment, Progress, fit
 from fmdist.training.names import listing
@@ -56,7 +58,7 @@ def train_run(
             tools.watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
             tools.followers.append(profiler)
         parameters = sum(parameter_count(module) for module in task.roles().values())
-        run.write("running", {"parameters": parameters, "workers": _workers(task, context.world_size)})
+        run.write("running", {"parameters": parameters, "workers": _workers(task, working.group)})
         try:
             fit(task, data, config, tools, seed)
         except Interrupted:
@@ -67,10 +69,11 @@ def train_run(
     return tools.progress
 
 
-def _workers(task: Task, count: int) -> dict[str, Any]:
-    """Return what the record says of the workers: how many, and what depends on that; warn of it."""
-    if count == 1:
+def _workers(task: Task, group: Group) -> dict[str, Any]:
+    """Return what the record says of the workers: how many, where, and what depends on that; warn of it."""
+    if group.size == 1:
         return {"count": 1}
+    hosts = group.gather(socket.gethostname())
     modules = [task.roles()[phase.role] for phase in task.phases()]
     own = [f"the batch statistics of {name}" for name in own_statistics(modules)]
     own += [f"the dropout inside {name}" for name in drawn_by_worker(modules)]
@@ -78,4 +81,4 @@ def _workers(task: Task, count: int) -> dict[str, Any]:
         logger.warning(
             "each worker has its own: %s. Training depends a little on the number of workers", listing(own)
         )
-    return {"count": count, "strategy": "ddp", "by_worker": own}
+    return {"count": group.size, "strategy": "ddp", "hosts": hosts, "by_worker": own}

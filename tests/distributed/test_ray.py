@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -94,7 +95,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = folder / "runs/two"
     record = storage.read_json(run / "run.json")
     assert (record["status"], record["epoch"]) == ("finished", 12)
-    assert record["workers"] == {"count": 2, "strategy": "ddp", "by_worker": []}
+    hosts = [socket.gethostname()] * 2
+    assert record["workers"] == {"count": 2, "strategy": "ddp", "hosts": hosts, "by_worker": []}
     assert not list(run.glob(".ray-*"))
     return run
 
