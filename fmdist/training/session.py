@@ -7,6 +7,7 @@ import socket
 from contextlib import ExitStack
 from typing import Any
 
+from fmdist import storage
 from fmdist.contracts import Context, Task
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted
@@ -19,6 +20,15 @@ from fmdist.training.listeners import Profiler, ProgressLine, Trackers, metrics_
 from fmdist.training.loop import Equipment, Progress, fit
 from fmdist.training.names import listing
 from fmdist.training.run import CHECKPOINTS, RunFolder, summary
+
+LOCK = ".training.lock"
+"""File in a run's folder that the process which writes its checkpoints holds.
+
+The command's own lock is not enough: where Ray started the workers, they outlive a killed command for a while.
+"""
+
+WAIT_SECONDS = 120.0
+"""How long the last one may take to end; NFS keeps a lost machine's locks for 90 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +51,12 @@ def train_run(
         CapabilityError: if the device or the precision isn't available here.
         DependencyMissing: if a tracker's extra isn't installed.
         Interrupted: as `fit` does; the run's record then says where training stands.
+        CheckpointError: if another process still trains into the folder.
     """
     steps = -(-len(data.train) // config.batch_size) * config.epochs
     with ExitStack() as stack:
+        if context.rank == 0:
+            stack.enter_context(storage.lock(run.path, LOCK, WAIT_SECONDS))
         working = stack.enter_context(engine(config, context, run.path, by_sample))
         if by_sample:
             stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
