@@ -24,7 +24,7 @@ from fmdist.training.run import CHECKPOINTS, RunFolder, summary
 LOCK = ".training.lock"
 """File in a run's folder that the process which writes its checkpoints holds.
 
-The command's own lock is not enough: where Ray started the workers, they outlive a killed command for a while.
+The command's own lock is not enough: workers that Ray started outlive a killed command for a while.
 """
 
 WAIT_SECONDS = 120.0
