@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -67,34 +68,58 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def wait_for(needed: Mapping[str, float], seconds: float) -> None:
-    """Return once the cluster has as much of every resource as is needed in all.
+def wait_for(
+    each: Mapping[str, float], workers: int, placement: str, seconds: float, ended: threading.Event
+) -> None:
+    """Return once the cluster's machines can hold the workers, or the event is set.
 
     Args:
-        needed: resource (``CPU``, ``GPU``) -> how much.
+        each: what a worker needs: resource (``CPU``, ``GPU``) -> how much.
+        workers: how many there are.
+        placement: see `fmdist.training.scaling.ScalingConfig`.
         seconds: how long to wait for machines that are still to come.
+        ended: set when there is no more use in waiting.
 
     Raises:
-        CapabilityError: if it hasn't by then.
+        CapabilityError: if they can't by then.
     """
     until = time.monotonic() + seconds
     told = False
-    while True:
-        has: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        missing = {name: amount for name, amount in needed.items() if has.get(name, 0.0) < amount}
-        if not missing:
+    needed = ", ".join(f"{workers * amount:g} {name}" for name, amount in each.items())
+    if placement.startswith("strict"):
+        needed += f" on {workers if placement == 'strict_spread' else 1} machine(s)"
+    while not ended.is_set():
+        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]
+        if room(machines, each, placement) >= workers:
             return
         if time.monotonic() >= until:
-            there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in needed)
             raise CapabilityError(
                 field="scaling.workers",
-                problem="the cluster hasn't what the workers need: "
-                + ", ".join(f"{amount:g} {name}" for name, amount in needed.items()),
-                value=there,
+                problem=f"the cluster hasn't what the workers need: {needed}",
+                value="; ".join(
+                    ", ".join(f"{machine.get(name, 0.0):g} {name}" for name in each) for machine in machines
+                ),
                 fix="ask for fewer workers or less for each (scaling.cpus_per_worker), or wait for machines "
                 "with scaling.wait_seconds",
             )
         if not told:
-            logger.info("waiting for %s", ", ".join(f"{amount:g} {name}" for name, amount in missing.items()))
+            logger.info("waiting for %s", needed)
             told = True
-        time.sleep(min(1.0, POLL_SECONDS + until - time.monotonic()))
+        ended.wait(min(1.0, POLL_SECONDS + until - time.monotonic()))
+
+
+def room(machines: Sequence[Mapping[str, float]], each: Mapping[str, float], placement: str) -> int:
+    """Return how many workers fit on machines.
+
+    Args:
+        machines: resource -> how much, of each that lives.
+        each: what a worker needs of them.
+        placement: see `fmdist.training.scaling.ScalingConfig`.
+    """
+    fitting = [
+        min(int(machine.get(name, 0.0) / amount + 1e-9) for name, amount in each.items())
+        for machine in machines
+    ]
+    if placement == "strict_spread":
+        return sum(count > 0 for count in fitting)
+    return max(fitting, default=0) if placement == "strict_pack" else sum(fitting)

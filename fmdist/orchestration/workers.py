@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -51,12 +52,19 @@ def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
         CapabilityError: if the cluster is too small.
         UsageError: if no cluster answers.
     """
-    needed = {"CPU": scaling.workers * scaling.cpus_per_worker}
-    if scaling.gpus_per_worker:
-        needed["GPU"] = scaling.workers * scaling.gpus_per_worker
     with cluster(address):
-        wait_for(needed, scaling.wait_seconds)
+        _wait(scaling, threading.Event())
         yield
+
+
+def _wait(scaling: ScalingConfig, ended: threading.Event) -> None:
+    wait_for(_each(scaling), scaling.workers, scaling.placement, scaling.wait_seconds, ended)
+
+
+def _each(scaling: ScalingConfig) -> dict[str, float]:
+    """Return what Ray sets aside for a worker."""
+    gpus = scaling.gpus_per_worker
+    return {"CPU": scaling.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
 def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path) -> None:
@@ -106,20 +114,23 @@ def _attempts(
         seconds = min(scaling.backoff_seconds * 2**attempt, LONGEST_WAIT)
         logger.warning("%s. Going on from the newest checkpoint in %.3g s", failure, seconds)
         come.wait(seconds)
+        # Ray itself would wait for a lost machine for ever.
+        _wait(scaling, come)
+        if request.signal is not None:
+            raise Interrupted(request.signal, "the newest checkpoint is kept; the same command resumes")
 
 
 def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | None:
     """Return None once the work is done, or what ended it."""
-    gpus = scaling.gpus_per_worker
-    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    gpus = bool(scaling.gpus_per_worker)
     # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as records:
         trainer = TorchTrainer(
             partial(_worker, work, folder / STOP, Path(records), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.workers,
-                use_gpu=bool(gpus),
-                resources_per_worker=resources,
+                use_gpu=gpus,
+                resources_per_worker=_each(scaling),
                 placement_strategy=scaling.placement.upper(),
             ),
             run_config=ray.train.RunConfig(
@@ -132,7 +143,8 @@ def _attempt(work: Work, scaling: ScalingConfig, folder: Path) -> Exception | No
         ended: Exception | None = None
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        # The second is the controller's, which runs in a process of its own.
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             ended = _lost(error)
         # The folder is this user's alone, so what lies there was written by the workers.
         raised = sorted(Path(records).glob(f"*{RAISED}"))
