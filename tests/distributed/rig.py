@@ -7,11 +7,17 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from fmdist.contracts import Context
 from fmdist.training.scaling import ScalingConfig
+
+
+def alone(scaling: ScalingConfig, address: str | None) -> AbstractContextManager[None]:
+    """Stand in for `fmdist.orchestration.workers.ready`."""
+    return nullcontext()
 
 
 def train_in_processes(work: Callable[[Context], None], scaling: ScalingConfig, folder: Path) -> None:
