@@ -2,7 +2,7 @@
 
 A host has its own network, processes, mounts and name: it has its own address, its own shared memory and its
 own ``/tmp/ray``, and can be killed as a whole. The switch between them is a namespace too. All of it is held
-by processes that we started, and the kernel removes it with them: nothing is left behind, and nothing collides.
+by processes that we started, and the kernel removes it with them: nothing is left behind or collides.
 Other folders are this machine's: they stand in for storage that the hosts share.
 """
 
@@ -32,9 +32,9 @@ GCS, DASHBOARD = 6379, 8265
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_failure_threshold": "8",
 }
-"""Ray takes a silent host for lost after about 10 s, where by default it takes about a minute."""
+"""Ray takes a silent host for lost in 20 s, where by default it takes a minute."""
 
 TOOLS = ("ip", "unshare", "nsenter", "setpriv")
 

@@ -16,7 +16,7 @@ from fmdist.orchestration import workers
 from tests.distributed.hosts import Hosts, two_hosts
 from tests.distributed.rig import alone, records, train_in_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EVERY_STEPS = 5
 EPOCHS = 12
@@ -34,7 +34,7 @@ train:
   trackers: []
   log_every_steps: 1
   checkpoint: {{every_steps: {EVERY_STEPS}}}
-scaling: {{workers: 2, placement: strict_spread, backoff_seconds: 0.1, wait_seconds: 100}}
+scaling: {{workers: 2, placement: strict_spread, backoff_seconds: 0.1, wait_seconds: 300}}
 """
 
 
@@ -73,7 +73,7 @@ def submit(hosts: Hosts, folder: Path, *words: str, token: bool = True) -> subpr
 
 
 def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = job.communicate(timeout=240)
+    said, _ = job.communicate(timeout=400)
     return job.returncode, said
 
 
@@ -83,7 +83,7 @@ def last_step(run: Path) -> int:
 
 
 def until(true: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-    for _ in range(10000):
+    for _ in range(30000):
         if true():
             return
         assert job.poll() is None, job.communicate()
