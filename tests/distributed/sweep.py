@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,17 +67,18 @@ class Kill(NamedTuple):
     """Whether a checkpoint's temporary folder was left."""
 
 
-@dataclass
 class Plan:
-    """What is drawn."""
+    """What is drawn: kinds apart from moments, of which there are as many as the machine is slow."""
 
-    draw: random.Random
-    deck: list[str] = field(default_factory=list)
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self._kinds = random.Random(seed)
+        self._deck: list[str] = []
 
     def kind(self) -> str:
-        if not self.deck:
-            self.deck = self.draw.sample(KINDS, len(KINDS))
-        return self.deck.pop()
+        if not self._deck:
+            self._deck = self._kinds.sample(KINDS, len(KINDS))
+        return self._deck.pop()
 
 
 def wait_for_moment(command: Command, draw: random.Random) -> str | None:
@@ -161,7 +161,7 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeError: if a run doesn't finish, or ends otherwise than the undisturbed one.
     """
-    plan = Plan(random.Random(seed))
+    plan = Plan(seed)
     found: list[Kill] = []
     rounds = 0
     with head() as cluster:
