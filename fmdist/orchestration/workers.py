@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from fmdist import storage
 from fmdist.contracts import Context
-from fmdist.errors import FmdistError, Interrupted, TrainingError
+from fmdist.errors import CapabilityError, FmdistError, Interrupted, TrainingError
 from fmdist.orchestration.cluster import cluster, wait_for
 from fmdist.training.scaling import ScalingConfig
 from fmdist.training.signals import StopRequest
@@ -156,6 +157,13 @@ def _worker(work: Work, stop: Path, errors: Path, device: str) -> None:
     place = ray.train.get_context()
 
     rank = place.get_world_rank()
+    if not errors.is_dir():
+        raise CapabilityError(
+            field="-o",
+            problem=f"the machine {socket.gethostname()} doesn't see the run's folder",
+            value=str(stop.parent),
+            fix="give one on storage that all machines share",
+        )
 
     def stopped() -> int | None:
         return int(stop.read_text()) if stop.exists() else None
@@ -172,12 +180,13 @@ def _worker(work: Work, stop: Path, errors: Path, device: str) -> None:
 
 
 def _lost(error: Exception) -> Exception:
-    """Return a short account of what ended the workers."""
+    """Return a short account of what ended the workers, or an error of ours that Ray handed over."""
     failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
         logger.debug("worker %d: %s", rank, failure)
-    kinds = {
-        rank: type(getattr(failure, "_base_exc", failure)).__name__ for rank, failure in failures.items()
-    }
-    said = ", ".join(f"worker {rank}: {kind}" for rank, kind in sorted(kinds.items()))
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, FmdistError):
+            return cause
+    said = ", ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in causes.items())
     return RuntimeError(f"training was cut off ({said or ' '.join(str(error).split())[:300]})")

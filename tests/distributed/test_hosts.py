@@ -60,7 +60,7 @@ def submit(hosts: Hosts, folder: Path, *words: str, token: bool = True) -> subpr
     """Submit the training as a job, from outside the cluster."""
     (folder / "job").mkdir(exist_ok=True)
     (folder / "job/recipe.yaml").write_text(RECIPE)
-    train = ["fmdist", "train", "recipe.yaml", "-o", str(folder / "run"), *words]
+    train = ["fmdist", "train", "recipe.yaml", *words]
     return subprocess.Popen(
         [*hosts.outside(), "ray", "job", "submit", "--working-dir", ".", "--", *train],
         cwd=folder / "job",
@@ -96,7 +96,7 @@ def weights(run: Path) -> bytes:
 
 
 def test_without_the_token_nothing_is_submitted(hosts: Hosts, tmp_path: Path) -> None:
-    code, said = ended(submit(hosts, tmp_path, token=False))
+    code, said = ended(submit(hosts, tmp_path, "-o", str(tmp_path / "run"), token=False))
     assert code != 0
     assert "Unauthorized" in said
     assert not (tmp_path / "run").exists()
@@ -105,9 +105,17 @@ def test_without_the_token_nothing_is_submitted(hosts: Hosts, tmp_path: Path) ->
     assert listed.stdout.strip().endswith("[]")
 
 
+def test_a_folder_that_only_one_host_has_is_refused(hosts: Hosts, tmp_path: Path) -> None:
+    # Without -o it is in the job's working directory, of which each host has a copy.
+    code, said = ended(submit(hosts, tmp_path))
+    assert code != 0
+    assert "error: -o: the machine host2 doesn't see the run's folder" in said
+    assert "Going on from" not in said
+
+
 def test_a_job_goes_on_after_a_host_is_lost(hosts: Hosts, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = submit(hosts, tmp_path)
+    job = submit(hosts, tmp_path, "-o", str(run))
     until(lambda: last_step(run) >= 6 * EVERY_STEPS, job)
     for number in (1, 2):
         assert any("RayTrainWorker" in line for line in hosts.processes(number))
