@@ -38,6 +38,8 @@ HEALTH = {
 
 TOOLS = ("ip", "unshare", "nsenter", "setpriv")
 
+NAMESPACES = ("--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 # The first process of a host; a shell, since it must also reap what others leave.
 INIT = """\
 set -eu
@@ -102,9 +104,8 @@ class Hosts:
         names = self.folder / "hosts"
         lines = [f"{ADDRESS.format(each)} host{each}" for each in (1, 2)]
         names.write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
-        namespaces = ("--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
         shell = ("bash", "-c", INIT, "init", str(number), str(names))
-        self._hosts[number] = _held("unshare", *namespaces, *shell)
+        self._hosts[number] = _held("unshare", *NAMESPACES, *shell)
         self._links += 1
         port, host = f"port{self._links}", _child(self._hosts[number].pid)
         # The address of the hardware stays, or the other host would go on sending to the one that was.
@@ -192,7 +193,7 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         pytest.skip(f"two hosts need {', '.join(missing)} (Debian: iproute2, util-linux)")
     refused = subprocess.run(
-        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "true"],
+        ["unshare", *NAMESPACES, "true"],
         capture_output=True,
         text=True,
         check=False,
@@ -201,7 +202,10 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
         pytest.skip(f"two hosts need namespaces, which are not permitted here: {refused.stderr.strip()}")
     hosts = Hosts(folder)
     try:
-        hosts.connect()
+        try:
+            hosts.connect()
+        except RuntimeError as error:
+            pytest.skip(f"two hosts need a bridge, which this kernel doesn't have: {error}")
         for number in (1, 2):
             hosts.start(number)
         yield hosts

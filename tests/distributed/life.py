@@ -130,7 +130,7 @@ class Command:
         return int(found[-1].name[5:15]) if found else 0
 
     def saves(self) -> bool:
-        """Return whether a checkpoint is being written, or was when its writer was killed."""
+        """Return whether a checkpoint is being written or removed, or was when its writer was killed."""
         try:
             names = os.listdir(self.folder / "checkpoints")  # noqa: PTH208 - asked a thousand times a second
         except FileNotFoundError:

@@ -58,7 +58,7 @@ class Kill(NamedTuple):
     kind: str
     moment: str
     saving: bool
-    """Whether a checkpoint was being written."""
+    """Whether a checkpoint was being written, or an old one removed."""
     made: int
     """The last step that was made, also by workers that outlived their driver."""
     kept: int
@@ -104,11 +104,14 @@ def killed(command: Command, plan: Plan) -> Kill | None:
     moment = wait_for_moment(command, plan.draw)
     if moment is None:
         return None
-    kind, saving = plan.kind(), command.saves()
+    kind = plan.kind()
+    # At the start there may still be what the kill before has left.
+    known = moment != "starting"
+    saving = known and command.saves()
     if not command.kill(kind, plan.draw):
         return None
     made = command.wait_for_the_killed()
-    kill = Kill(kind, moment, saving, made, command.newest(), command.saves())
+    kill = Kill(kind, moment, saving, made, command.newest(), known and command.saves())
     sys.stderr.write(f"{command.folder.name}: {kill}\n")
     return kill
 
