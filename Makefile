@@ -24,8 +24,9 @@ check: $(STAMP)  ## Lint, types, layers and the fast tests.
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests
 
-sweep: $(STAMP)  ## All rounds of the kill sweep, and INT8 of every family; results go to benchmarks/results/.
+sweep: $(STAMP)  ## All rounds of the kill sweeps, and INT8 of every family; results go to benchmarks/results/.
 	$(BIN)/python -m tests.faults.sweep
+	$(BIN)/python -m tests.distributed.sweep
 	$(BIN)/python -m pytest -m sweep -n 2 tests/contract
 	$(BIN)/python -m pytest -m sweep tests/distributed
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -138,29 +139,44 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, name: str = LOCK, seconds: float = 0.0) -> Iterator[None]:
     """Hold ``folder`` for this process; the kernel releases it even after a SIGKILL.
 
+    Args:
+        folder: is made if it isn't there.
+        name: of the file, if a folder is held for more than one purpose.
+        seconds: how long to wait for another process to let go.
+
     Raises:
-        CheckpointError: if another process holds it.
+        CheckpointError: if another process still holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor, seconds):
             raise CheckpointError(
                 field=str(folder),
                 problem="another process is writing here",
                 fix="wait for it, or give this one another directory with -o",
-            ) from None
+            )
         yield
     finally:
         if descriptor in _held:
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def _locked(descriptor: int, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while True:
+        # Asked again and again: a call that blocks could neither be bounded nor be ended by every signal.
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
 
 
 def _let_go() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -67,67 +68,66 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def room(each: Mapping[str, float], placement: str) -> int:
-    """Return for how many workers the cluster's machines are large enough, whatever runs there now.
-
-    Machines that are about to leave (drained, preempted) don't count.
-
-    Args:
-        each: resource (``CPU``, ``GPU``) -> what a worker needs of it.
-        placement: as in the recipe's ``scaling.placement``.
-    """
-    leaving = _leaving()
-    fits = [
-        int(min(node["Resources"].get(name, 0.0) // amount for name, amount in each.items()))
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] not in leaving
-    ]
-    if placement == "strict_pack":
-        return max(fits, default=0)
-    if placement == "strict_spread":
-        return sum(1 for size in fits if size)
-    return sum(fits)
-
-
-def wait_for_room(each: Mapping[str, float], placement: str, workers: int, seconds: float) -> int:
-    """Return the cluster's `room`, once it is enough.
+def wait_for(
+    each: Mapping[str, float], workers: int, placement: str, seconds: float, ended: threading.Event
+) -> None:
+    """Return once the cluster's machines can hold the workers, or the event is set.
 
     Args:
-        each: see `room`.
-        placement: see `room`.
-        workers: how many there must be room for.
+        each: what a worker needs: resource (``CPU``, ``GPU``) -> how much.
+        workers: how many there are.
+        placement: see `fmdist.training.scaling.ScalingConfig`.
         seconds: how long to wait for machines that are still to come.
+        ended: set when there is no more use in waiting.
 
     Raises:
-        CapabilityError: if there isn't by then.
+        CapabilityError: if they can't by then.
     """
     until = time.monotonic() + seconds
     told = False
-    while (found := room(each, placement)) < workers:
-        needed = {name: workers * amount for name, amount in each.items()}
+    needed = ", ".join(f"{workers * amount:g} {name}" for name, amount in each.items())
+    if placement.startswith("strict"):
+        needed += f" on {workers if placement == 'strict_spread' else 1} machine(s)"
+    while not ended.is_set():
+        there = machines()
+        if room(there, each, placement) >= workers:
+            return
         if time.monotonic() >= until:
-            has: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            there = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in each)
-            spread = f" with placement {placement}" if placement.startswith("strict") else ""
             raise CapabilityError(
                 field="scaling.workers",
-                problem=f"the cluster hasn't what the workers need: {_listed(needed)}{spread}",
-                value=f"{there}, room for {found}",
+                problem=f"the cluster hasn't what the workers need: {needed}",
+                value="; ".join(
+                    ", ".join(f"{machine.get(name, 0.0):g} {name}" for name in each) for machine in there
+                ),
                 fix="ask for fewer workers or less for each (scaling.cpus_per_worker), or wait for machines "
                 "with scaling.wait_seconds",
             )
         if not told:
-            logger.info("waiting for %s", _listed(needed))
+            logger.info("waiting for %s", needed)
             told = True
-        time.sleep(min(1.0, POLL_SECONDS + until - time.monotonic()))
-    return found
+        ended.wait(min(1.0, POLL_SECONDS + until - time.monotonic()))
 
 
-def _listed(amounts: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+def machines() -> list[Mapping[str, float]]:
+    """Return what each machine has of every resource, of those that live and weren't told to leave."""
+    # Ray tells its own trainer of the latter; there is no public call that isn't a barrier of all workers.
+    leaving = ray._private.state.state.get_draining_nodes()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"] and node["NodeID"] not in leaving]
 
 
-def _leaving() -> frozenset[str]:
-    """Return the machines that Ray was told will be taken away."""
-    # Ray tells its own trainer so; there is no public call that isn't a barrier of all workers.
-    return frozenset(ray._private.state.state.get_draining_nodes())
+def room(machines: Sequence[Mapping[str, float]], each: Mapping[str, float], placement: str) -> int:
+    """Return how many workers fit on machines.
+
+    Args:
+        machines: resource -> how much, of each that lives.
+        each: what a worker needs of them.
+        placement: see `fmdist.training.scaling.ScalingConfig`.
+    """
+    fitting = [
+        min(int(machine.get(name, 0.0) / amount + 1e-9) for name, amount in each.items())
+        for machine in machines
+    ]
+    if placement == "strict_spread":
+        return sum(count > 0 for count in fitting)
+    return max(fitting, default=0) if placement == "strict_pack" else sum(fitting)

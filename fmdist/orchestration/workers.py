@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
+import socket
 import tempfile
 import threading
 import time
@@ -14,17 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import ray.exceptions
 import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fmdist import storage
 from fmdist.contracts import Context
-from fmdist.errors import FmdistError, Interrupted, TrainingError
-from fmdist.orchestration.cluster import cluster, room, wait_for_room
+from fmdist.errors import CapabilityError, FmdistError, Interrupted, TrainingError
+from fmdist.orchestration.cluster import cluster, wait_for
+from fmdist.orchestration.overseer import Overseer, each, possible
 from fmdist.training.scaling import ScalingConfig
 from fmdist.training.signals import StopRequest
 
@@ -39,9 +40,6 @@ RAISED = ".error"
 
 HANGING = ".hanging"
 """Ends the name of a file in which a worker names one for which it waited too long."""
-
-LOOK_SECONDS, STEADY_LOOKS = 1.0, 3
-"""How often the machines are looked at, and for how many looks a change must last."""
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
@@ -62,7 +60,7 @@ def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
         UsageError: if no cluster answers.
     """
     with cluster(address):
-        wait_for_room(_each(scaling), scaling.placement, scaling.least, scaling.wait_seconds)
+        wait_for(each(scaling), scaling.least, scaling.placement, scaling.wait_seconds, threading.Event())
         yield
 
 
@@ -110,12 +108,13 @@ def _attempts(
 ) -> None:
     lost = 0
     while True:
-        found = wait_for_room(_each(scaling), scaling.placement, run.sizes[0], scaling.wait_seconds)
-        size = _largest(run.sizes, found)
+        # Ray itself would wait for a lost machine for ever.
+        wait_for(each(scaling), run.sizes[0], scaling.placement, scaling.wait_seconds, come)
+        size = possible(scaling, run.sizes)
         run.stop.unlink(missing_ok=True)  # what the last overseer asked for
         if (number := request.signal) is not None:
             raise Interrupted(number, "the newest checkpoint is kept; the same command resumes")
-        with _Overseer(scaling, run, size) as overseer:
+        with Overseer(scaling, run.sizes, size, run.stop) as overseer:
             failure = _attempt(work, scaling, size, run)
         if failure is None:
             return
@@ -137,54 +136,9 @@ def _attempts(
         come.wait(seconds)
 
 
-def _each(scaling: ScalingConfig) -> dict[str, float]:
-    """Return what a worker needs."""
-    gpus = scaling.gpus_per_worker
-    return {"CPU": scaling.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-
-
-def _largest(sizes: Sequence[int], found: int) -> int:
-    """Return the largest number of workers for which there is room; 0 without any."""
-    return max((size for size in sizes if size <= found), default=0)
-
-
-class _Overseer:
-    """While entered, asks the workers to save and end when there is room for more, or machines will leave."""
-
-    def __init__(self, scaling: ScalingConfig, run: _Run, size: int) -> None:
-        self.reason = ""
-        """Why they were asked to; empty if they weren't."""
-        self._scaling = scaling
-        self._run = run
-        self._size = size
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="overseer", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        seen = 0
-        while not self._done.wait(LOOK_SECONDS):
-            possible = _largest(self._run.sizes, room(_each(self._scaling), self._scaling.placement))
-            seen = seen + 1 if possible != self._size else 0
-            if seen >= STEADY_LOOKS:
-                more = possible > self._size
-                self.reason = "there is room for more workers" if more else "machines are about to leave"
-                storage.write_text(self._run.stop, str(int(signal.SIGTERM)))
-                return
-
-
 def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Exception | None:
     """Return None once the work is done, or what ended it."""
-    gpus = scaling.gpus_per_worker
+    gpus = bool(scaling.gpus_per_worker)
     folder = run.folder
     # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as records:
@@ -192,8 +146,8 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
             partial(_worker, work, run.stop, Path(records), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=size,
-                use_gpu=bool(gpus),
-                resources_per_worker=_each(scaling),
+                use_gpu=gpus,
+                resources_per_worker=each(scaling),
                 placement_strategy=scaling.placement.upper(),
             ),
             run_config=ray.train.RunConfig(
@@ -206,7 +160,8 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
         ended: Exception | None = None
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        # The second is the controller's, which runs in a process of its own.
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             ended = _lost(error)
         if hanging := sorted(Path(records).glob(f"*{HANGING}")):
             ended = RuntimeError(hanging[0].read_text(encoding="utf-8"))
@@ -219,6 +174,13 @@ def _worker(work: Work, stop: Path, records: Path, device: str) -> None:
     """Do the work in one of Ray Train's processes; an error of ours goes into the folder ``records``."""
     place = ray.train.get_context()
     rank = place.get_world_rank()
+    if not records.is_dir():
+        raise CapabilityError(
+            field="-o",
+            problem=f"the machine {socket.gethostname()} doesn't see the run's folder",
+            value=str(stop.parent),
+            fix="give one on storage that all machines share",
+        )
 
     def stopped() -> int | None:
         return int(stop.read_text()) if stop.exists() else None
@@ -240,12 +202,13 @@ def _worker(work: Work, stop: Path, records: Path, device: str) -> None:
 
 
 def _lost(error: Exception) -> Exception:
-    """Return a short account of what ended the workers."""
+    """Return a short account of what ended the workers, or an error of ours that Ray handed over."""
     failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
         logger.debug("worker %d: %s", rank, failure)
-    kinds = {
-        rank: type(getattr(failure, "_base_exc", failure)).__name__ for rank, failure in failures.items()
-    }
-    said = ", ".join(f"worker {rank}: {kind}" for rank, kind in sorted(kinds.items()))
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, FmdistError):
+            return cause
+    said = ", ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in causes.items())
     return RuntimeError(f"training was cut off ({said or ' '.join(str(error).split())[:300]})")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 from contextlib import ExitStack
 from typing import Any
 
+from fmdist import storage
 from fmdist.contracts import Context, Task
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted
@@ -13,6 +15,7 @@ from fmdist.training.checkpoint import CheckpointStore, parameter_count
 from fmdist.training.config import TrainConfig
 from fmdist.training.dropout import drawn_by_sample, drawn_by_worker, own_statistics
 from fmdist.training.engine import engine
+from fmdist.training.group import Group
 from fmdist.training.listeners import Profiler, ProgressLine, Trackers, metrics_file
 from fmdist.training.loop import Equipment, Progress, fit
 from fmdist.training.names import listing
@@ -20,6 +23,15 @@ from fmdist.training.run import CHECKPOINTS, RunFolder, summary
 from fmdist.training.scaling import ScalingConfig
 from fmdist.training.watchdog import Watchdog
 from fmdist.training.writer import Writer
+
+LOCK = ".training.lock"
+"""File in a run's folder that the process which writes its checkpoints holds.
+
+The command's own lock is not enough: workers that Ray started outlive a killed command for a while.
+"""
+
+WAIT_SECONDS = 120.0
+"""How long the last one may take to end; NFS keeps a lost machine's locks for 90 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +54,12 @@ def train_run(
         CapabilityError: if the device or the precision isn't available here.
         DependencyMissing: if a tracker's extra isn't installed.
         Interrupted: as `fit` does; the run's record then says where training stands.
+        CheckpointError: if another process still trains into the folder.
     """
     steps = -(-len(data.train) // config.batch_size) * config.epochs
     with ExitStack() as stack:
+        if context.rank == 0:
+            stack.enter_context(storage.lock(run.path, LOCK, WAIT_SECONDS))
         roles = [phase.role for phase in task.phases()]
         working = stack.enter_context(engine(config, context, run.path, scaling, roles))
         if scaling is not None:
@@ -63,7 +78,7 @@ def train_run(
             tools.watch = profiler = stack.enter_context(Profiler(run.path / "profile"))
             tools.followers.append(profiler)
         parameters = sum(parameter_count(module) for module in task.roles().values())
-        workers = _workers(task, context.world_size, scaling)
+        workers = _workers(task, working.group, scaling)
         run.write("running", {"parameters": parameters, "workers": workers})
         try:
             fit(task, data, config, tools, seed)
@@ -77,11 +92,12 @@ def train_run(
     return tools.progress
 
 
-def _workers(task: Task, count: int, scaling: ScalingConfig | None) -> dict[str, Any]:
-    """Return what the record says of the workers: how many, and what depends on that; warn of it."""
+def _workers(task: Task, group: Group, scaling: ScalingConfig | None) -> dict[str, Any]:
+    """Return what the record says of the workers: how many, where, and what depends on that; warn of it."""
     strategy = "ddp" if scaling is None else scaling.strategy
-    if count == 1:
-        return {"count": 1, "strategy": strategy, "by_worker": []}
+    hosts = group.gather(socket.gethostname())
+    if group.size == 1:
+        return {"count": 1, "strategy": strategy, "hosts": hosts, "by_worker": []}
     modules = [task.roles()[phase.role] for phase in task.phases()]
     own = [f"the batch statistics of {name}" for name in own_statistics(modules)]
     own += [f"the dropout inside {name}" for name in drawn_by_worker(modules)]
@@ -89,4 +105,4 @@ def _workers(task: Task, count: int, scaling: ScalingConfig | None) -> dict[str,
         logger.warning(
             "each worker has its own: %s. Training depends a little on the number of workers", listing(own)
         )
-    return {"count": count, "strategy": strategy, "by_worker": own}
+    return {"count": group.size, "strategy": strategy, "hosts": hosts, "by_worker": own}

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from fmdist.training.scaling import ScalingConfig
 
 PRELOADED = ["deepspeed", "torch.distributed.fsdp", "sklearn.datasets", "fmdist.training.session"]
 """Imported once for all workers: that takes longer than what they do."""
+
+
+def alone(scaling: ScalingConfig, address: str | None) -> AbstractContextManager[None]:
+    """Stand in for `fmdist.orchestration.workers.ready`."""
+    return nullcontext()
 
 
 def train_in_processes(

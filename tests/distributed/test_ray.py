@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -74,7 +75,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (record["status"], record["epoch"]) == ("finished", 12)
     first, second = record["workers"].pop("held")["model"]
     assert first == second == {"weights": first["updated"], "updated": first["updated"]}
-    assert record["workers"] == {"count": 2, "strategy": "ddp", "by_worker": []}
+    hosts = [socket.gethostname()] * 2
+    assert record["workers"] == {"count": 2, "strategy": "ddp", "hosts": hosts, "by_worker": []}
     assert not list(run.glob(".ray-*"))
     return run
 

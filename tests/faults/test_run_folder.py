@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from fmdist import stages, storage
 from fmdist.errors import CheckpointError
+from fmdist.training import session
 from tests.faults.rig import outcome, small_recipe, steps
 
 RECIPE = small_recipe({"epochs": 1})
@@ -49,6 +52,25 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with storage.lock(tmp_path), pytest.raises(CheckpointError, match="another process is writing here"):
         stages.train(RECIPE, output=tmp_path)
     stages.train(RECIPE, output=tmp_path)
+
+
+def test_what_a_killed_command_left_training_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.train(RECIPE, output=tmp_path)
+    longer, trained = (
+        small_recipe({"epochs": 2}),
+        [*steps(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()],
+    )
+    with ExitStack() as workers:
+        workers.enter_context(storage.lock(tmp_path, session.LOCK))
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "WAIT_SECONDS", 0.1)
+            with pytest.raises(CheckpointError, match="another process is writing here"):
+                stages.train(longer, output=tmp_path)
+        assert [*steps(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()] == trained
+        monkeypatch.setattr(time, "sleep", lambda seconds: workers.close())
+        stages.train(longer, output=tmp_path)
 
 
 def test_a_fork_does_not_keep_the_lock_of_its_killed_parent(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,13 @@ def test_a_lock_can_be_taken_again_after_an_error(tmp_path: Path) -> None:
         raise _StopError
     with storage.lock(tmp_path):
         assert json.dumps(_names(tmp_path)) == '[".lock"]'
+
+
+def test_a_lock_waits_for_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as holder:
+        holder.enter_context(storage.lock(tmp_path, "one"))
+        with storage.lock(tmp_path, "another"):
+            pass
+        monkeypatch.setattr(time, "sleep", lambda seconds: holder.close())
+        with storage.lock(tmp_path, "one", seconds=60):
+            assert _names(tmp_path) == ["another", "one"]
