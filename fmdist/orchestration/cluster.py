@@ -110,10 +110,14 @@ def wait_for(
 
 def machines() -> list[Mapping[str, float]]:
     """Return what each machine has of every resource, of those that live and weren't told to leave."""
-    # Ray tells its own trainer of the latter; there is no public call that isn't a barrier of all workers.
-    leaving = ray._private.state.state.get_draining_nodes()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"] and node["NodeID"] not in leaving]
+    nodes, gone = ray.nodes(), leaving()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"] and node["NodeID"] not in gone]
+
+
+def leaving() -> frozenset[str]:
+    """Return the machines that are to be taken away (drained, preempted), by their identifiers."""
+    # Ray tells its own trainer so; there is no public call that isn't a barrier of all workers.
+    return frozenset(ray._private.state.state.get_draining_nodes())
 
 
 def room(machines: Sequence[Mapping[str, float]], each: Mapping[str, float], placement: str) -> int:

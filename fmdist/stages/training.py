@@ -64,7 +64,7 @@ def train(
     from fmdist.data.plan import BatchPlan
     from fmdist.training import run as runs
     from fmdist.training.engine import check_here
-    from fmdist.training.mirror import Mirror
+    from fmdist.training.mirror import check_store
     from fmdist.training.scaling import ScalingConfig
     from fmdist.training.scoring import score_split, write_scores
     from fmdist.training.session import train_run
@@ -73,8 +73,7 @@ def train(
     plain = loaded.plain
     folder = output or RUNS / loaded.name
     check_here(loaded.train, Context())
-    if loaded.train.checkpoint.store is not None:
-        Mirror(loaded.train.checkpoint.store).check()
+    check_store(loaded.train.checkpoint.store)
     scaling = loaded.scaling or ScalingConfig()
     alone = address is None and scaling.most == 1 and scaling.strategy == "ddp"
     with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:

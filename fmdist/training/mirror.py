@@ -134,6 +134,12 @@ class Mirror:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_store(url: str | None) -> None:
+    """See `Mirror.check`; None is no store."""
+    if url is not None:
+        Mirror(url).check()
+
+
 @contextmanager
 def _told(url: str, problem: str) -> Iterator[None]:
     """Turn what a store raises into an error that names it; every scheme has exceptions of its own."""
