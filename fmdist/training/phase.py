@@ -110,10 +110,10 @@ class PhaseTrainer:
         return means
 
     def state(self) -> dict[str, object]:
-        """Return what a checkpoint must know, as JSON."""
+        """Return what a checkpoint must know, as JSON that stays as it is while training goes on."""
         return {
             "skipped": self.skipped,
-            "sums": self.sums,
+            "sums": dict(self.sums),
             "counted": self.counted,
             "grad_norm": self.grad_norm,
         }
