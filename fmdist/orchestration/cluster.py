@@ -40,6 +40,8 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     with kept_variables():
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+        # One process less for each attempt: `fmdist.orchestration.overseer` looks after machines that leave.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         _connect(address or os.environ.get("RAY_ADDRESS"))
         try:
             yield
@@ -49,8 +51,11 @@ def cluster(address: str | None) -> Iterator[None]:
 
 def _connect(address: str | None) -> None:
     try:
+        if address is None:
+            _start()
+            return
         _knock(address)
-        ray.init(address=address or "local", logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -59,6 +64,18 @@ def _connect(address: str | None) -> None:
             value=address,
             fix="start one with 'ray start --head', or leave --address out to train on this machine",
         ) from error
+
+
+def _start() -> None:
+    """Start a cluster on this machine whose processes find it again, whatever else runs here."""
+    # Left to themselves, Ray Train's helpers ask the machine's last cluster, which may long be dead: each run
+    # would end 12 s later with a traceback, and nothing would be cleaned up after a lost controller.
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    here = ray.util.get_node_ip_address()
+    os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
+    ray.init(address="local", logging_level=logging.WARNING)
 
 
 def _knock(address: str | None) -> None:
