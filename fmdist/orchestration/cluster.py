@@ -73,7 +73,7 @@ def _start() -> None:
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    here = ray.util.get_node_ip_address()
+    here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
     ray.init(address="local", logging_level=logging.WARNING)
 
