@@ -121,7 +121,7 @@ def with_ray(workers: int, steps: int, reports: int) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    ray.init(log_to_driver=False)
+    ray.init(address="local", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _ray_worker,
