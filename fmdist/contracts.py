@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from torchmetrics import MetricCollection
+
+    from fmdist.metrics import MetricCollection
 
 Batch = dict[str, Any]
 """One batch: every input of the `DataSpec` by name, ``target``, and ``index`` (B,) int64, the sample keys.

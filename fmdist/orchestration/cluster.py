@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import ray
@@ -25,12 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, meanwhile: Sequence[str] = ()) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine, and leave it as it was found.
 
     Args:
         address: of a running cluster (``auto``, ``HOST:PORT``); None takes the job's own inside of a Ray job,
             and else starts one.
+        meanwhile: modules to import while the cluster starts: both take seconds.
 
     Raises:
         UsageError: if nothing answers there.
@@ -42,8 +45,13 @@ def cluster(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
         # One process less for each attempt: `fmdist.orchestration.overseer` looks after machines that leave.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        _connect(address or os.environ.get("RAY_ADDRESS"))
         try:
+            # Not the other way about: Ray's processes end with the thread that started them.
+            with ThreadPoolExecutor(1) as aside:
+                imported = [aside.submit(importlib.import_module, name) for name in meanwhile]
+                _connect(address or os.environ.get("RAY_ADDRESS"))
+            for one in imported:
+                one.result()
             yield
         finally:
             ray.shutdown()

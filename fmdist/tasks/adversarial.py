@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from fmdist import storage
 from fmdist.contracts import Batch, Dataset, DataSpec, InputSpec, LossOut, ModelBuilder, Phase, Roles
 from fmdist.errors import CapabilityError, CheckpointError
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.tasks import noise
 from fmdist.tasks.base import SummedLoss, TaskConfig
 from fmdist.tasks.decoding.noise import normal

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, DataSpec, LossOut, ModelBuilder, Phase, Roles, Task
 from fmdist.errors import CapabilityError
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.recipe.schema import ComponentConfig
 
 TASK_HINT = "'fmdist list tasks' says what each task learns"

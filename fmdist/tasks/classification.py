@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
+
+from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.errors import CapabilityError
+from fmdist.metrics import (
+    MetricCollection,
     MulticlassAccuracy,
     MulticlassF1Score,
     MultilabelAccuracy,
     MultilabelExactMatch,
     MultilabelF1Score,
 )
-
-from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
-from fmdist.errors import CapabilityError
 from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.direct import given
 

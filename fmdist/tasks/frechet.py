@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from fmdist.errors import CapabilityError
+from fmdist.metrics import Metric
 
 CHUNK = 1024
 """Images that are judged at a time."""

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.tasks.base import TASK_HINT, OneModelTask, TaskConfig, choose_primary
 from fmdist.tasks.decoding.language import CHARACTERS, CORRECT, NLL, TOKENS, token_characters
 

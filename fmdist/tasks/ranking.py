@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from fmdist.metrics import Metric
 
 
 class RankingMetric(Metric):

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
+from fmdist.metrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from fmdist.tasks import decoding
 from fmdist.tasks.base import TASK_HINT, OneModelTask, TaskConfig, choose_primary
 from fmdist.tasks.ranking import NDCG, HitRate, Recall

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, LossOut, ModelBuilder, Roles
+from fmdist.metrics import MetricCollection
 from fmdist.tasks.base import OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import error_rows
 from fmdist.tasks.latent import data_input, latent_model, mean_of, read_inputs

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from fmdist import component
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, ModelBuilder, Roles
 from fmdist.errors import CapabilityError
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.tasks.base import TASK_HINT, OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.beam import END
 from fmdist.tasks.decoding.language import written_texts

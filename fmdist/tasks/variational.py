@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, InputSpec, LossOut, ModelBuilder, Roles
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.tasks.base import OneModelTask, SummedLoss, TaskConfig, choose_primary
 from fmdist.tasks.decoding.reconstruction import log_likelihood
 from fmdist.tasks.latent import (

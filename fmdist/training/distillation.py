@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MetricCollection
 
 from fmdist.contracts import Batch, Dataset, Draw, InputSpec, LossOut, Phase, Roles, Task
 from fmdist.data.preprocess import Preprocess
 from fmdist.data.splits import DataSplits
 from fmdist.errors import CapabilityError, DataError
+from fmdist.metrics import MetricCollection
 from fmdist.training.distill_config import DistillConfig
 
 FIELD = "distill.teacher"

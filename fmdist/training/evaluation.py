@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch
 
 from fmdist.contracts import Batch, Dataset, Roles, Task
 from fmdist.data.loader import evaluation_loader
+from fmdist.metrics import MulticlassAccuracy, MultilabelExactMatch
 from fmdist.tasks import decoding
 from fmdist.tasks.decoding.run import Arrays, Run
 from fmdist.training.group import Group

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, Phase, Roles
 from fmdist.data import digits
 from fmdist.data.plan import BatchPlan
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted
+from fmdist.metrics import Metric, MetricCollection
 from fmdist.training.checkpoint import weights_digest
 from fmdist.training.loop import step_seed
 

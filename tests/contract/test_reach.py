@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, MetricCollection
 
 from fmdist.contracts import Batch, Dataset, DataSpec, Draw, LossOut, Phase, Roles
 from fmdist.data import digits
@@ -22,6 +21,7 @@ from fmdist.data.plan import BatchPlan
 from fmdist.data.raw import Rows
 from fmdist.data.splits import DataSplits, Samples
 from fmdist.errors import Interrupted
+from fmdist.metrics import MeanSquaredError, MetricCollection
 from fmdist.training.checkpoint import weights_digest
 
 if TYPE_CHECKING:

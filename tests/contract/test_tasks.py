@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from fmdist import component
 from fmdist.contracts import Batch, DataSpec, InputSpec, TargetSpec, Task
 from fmdist.errors import CapabilityError
+from fmdist.metrics import MetricCollection
 from fmdist.models import mlp
 from fmdist.stages.modules import Modules
 from fmdist.tasks.base import TaskConfig
