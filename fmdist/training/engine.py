@@ -277,7 +277,8 @@ def _prove(accelerator: Accelerator, device: torch.device, context: Context, str
     if strategy.startswith("zero"):
         right = kind == DistributedType.DEEPSPEED
     else:
-        right = kind != DistributedType.DEEPSPEED and (kind != DistributedType.NO) == (context.world_size > 1)
+        # One process with a process group, as Ray starts it, is a distributed one too.
+        right = kind != DistributedType.DEEPSPEED and (kind != DistributedType.NO or context.world_size == 1)
     if got != asked or not right:
         raise TrainingError(
             problem=f"asked for {strategy} with {asked[0]} process(es) on {asked[1]}, but Accelerate set up "

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 HERE = "127.0.0.1"
 
+RAY = str(Path(sys.executable).with_name("ray"))
+
 CPUS = 2
 """Ray starts as many processes ahead for every command."""
 
@@ -44,35 +46,71 @@ class Head:
         self.environment = environment
 
     def processes(self) -> list[Process]:
-        """Return the cluster's processes."""
-        everything = list(_processes())
-        ours = {self._process.pid}
-        found: list[Process] = []
-        while True:
-            more = [one for one in everything if one.parent in ours and one.number not in ours]
-            if not more:
-                return found
-            found += more
-            ours |= {one.number for one in more}
+        """Return the processes of the head's machine."""
+        return below(self._process.pid)
 
     def actors(self, name: str) -> set[int]:
         """Return the numbers of the processes of an actor's class."""
         return {one.number for one in self.processes() if one.line.startswith(f"ray::{name}")}
 
+    @contextmanager
+    def machine(self, cpus: int) -> Iterator[subprocess.Popen[str]]:
+        """Add a machine to the cluster, and end all of its processes."""
+        words = [
+            "start",
+            "--address",
+            self.address,
+            "--node-ip-address",
+            HERE,
+            "--num-cpus",
+            str(cpus),
+            "--block",
+        ]
+        process = subprocess.Popen(
+            [RAY, *words, "--object-store-memory", "100000000", "--disable-usage-stats"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=self.environment,
+        )
+        try:
+            yield process
+        finally:
+            end(process)
+
     def end(self) -> None:
         """End all processes."""
-        left = [one.number for one in self.processes()]
-        self._process.kill()
-        self._process.wait()
-        for number in left:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        while any(Path(f"/proc/{number}").exists() for number in left):
-            time.sleep(0.05)
+        end(self._process)
+
+
+def below(number: int) -> list[Process]:
+    """Return the processes that a process has started, and theirs."""
+    everything = list(_processes())
+    ours = {number}
+    found: list[Process] = []
+    while True:
+        more = [one for one in everything if one.parent in ours and one.number not in ours]
+        if not more:
+            return found
+        found += more
+        ours |= {one.number for one in more}
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process and all below it, and wait until they have."""
+    left = [one.number for one in below(process.pid)]
+    process.kill()
+    process.wait()
+    for number in left:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    while any(Path(f"/proc/{number}").exists() for number in left):
+        time.sleep(0.05)
 
 
 @contextmanager
-def head() -> Iterator[Head]:
+def head(cpus: int = CPUS) -> Iterator[Head]:
     """Yield a cluster on ports of its own, so that it doesn't meet another one of this machine."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
@@ -83,12 +121,16 @@ def head() -> Iterator[Head]:
     chosen = [word for name, port in zip(names, ports, strict=True) for word in (name, str(port))]
     # Ray asks for a token where the user has one, and a command then needs the same.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = {**os.environ, **token, "OMP_NUM_THREADS": "1"}
-    size = ["--num-cpus", str(CPUS), "--object-store-memory", "100000000"]
-    with tempfile.TemporaryFile("w+") as log:
+    size = ["--num-cpus", str(cpus), "--object-store-memory", "100000000"]
+    # In a folder of its own: the killed cluster would else be taken for the machine's current one for ever.
+    with (
+        tempfile.TemporaryDirectory(prefix="fmd-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile("w+") as log,
+    ):
+        environment = {**os.environ, **token, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder}
         process = subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("ray")),
+                RAY,
                 *("start", "--head", "--node-ip-address", HERE, *chosen, *size),
                 *("--include-dashboard", "false", "--disable-usage-stats", "--block"),
             ],

@@ -48,7 +48,7 @@ class Unit:
 
     def _prepare(self, module: nn.Module) -> None:
         prepared, wrapped = self._accelerator.prepare(module, self.optimizer)
-        if isinstance(prepared, DistributedDataParallel) != (self._group.size > 1):
+        if self._group.size > 1 and not isinstance(prepared, DistributedDataParallel):
             raise TrainingError(
                 problem=f"Accelerate gave {type(prepared).__name__} for {self._group.size} process(es)"
             )
