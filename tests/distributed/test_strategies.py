@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,12 @@ def same(found: Path, wanted: Path) -> None:
         torch.testing.assert_close(ours[name], value, rtol=2e-3, atol=3e-4)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+def but(quick: str, strategies: Sequence[str]) -> list[Any]:
+    """Leave all but one of the strategies to `make sweep`."""
+    return [pytest.param(one, marks=() if one in quick.split() else pytest.mark.sweep) for one in strategies]
+
+
+@pytest.mark.parametrize("strategy", but("zero2 fsdp", STRATEGIES))
 def test_what_is_saved_is_the_same_and_shards_are_shards(strategy: str, alone: Path, tmp_path: Path) -> None:
     run = train(tmp_path / "run", 2, strategy)
     same(run, alone)
@@ -73,7 +79,7 @@ def test_what_is_saved_is_the_same_and_shards_are_shards(strategy: str, alone: P
     assert stages.evaluate(run)["metrics"]["accuracy"] == stages.evaluate(alone)["metrics"]["accuracy"]
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])
+@pytest.mark.parametrize("strategy", but("zero3", STRATEGIES[1:]))
 def test_a_run_goes_on_with_other_numbers_of_workers_and_strategies(
     strategy: str, alone: Path, tmp_path: Path
 ) -> None:
@@ -82,3 +88,54 @@ def test_a_run_goes_on_with_other_numbers_of_workers_and_strategies(
     train(run, 1, strategy, epochs=3)
     train(run, 2, "ddp", epochs=4)
     same(run, alone)
+
+
+LAYERS: dict[str, Any] = {"kind": "cnn", "channels": [8, 16], "blocks": 1, "norm": "group", "dropout": 0.2}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("strategy", "scaling", "tolerance"),
+    [
+        ("ddp", {"activation_checkpointing": True}, 5e-4),
+        ("zero2", {"activation_checkpointing": True}, 5e-4),
+        ("fsdp", {"activation_checkpointing": True}, 5e-4),
+        ("zero1", {"offload": "cpu"}, 5e-4),
+        ("zero2", {"offload": "cpu"}, 5e-4),
+        ("zero3", {"offload": "cpu"}, 5e-4),
+        ("ddp", {"gradient_compression": "fp16"}, 0.01),
+        ("ddp", {"gradient_compression": "bf16"}, 0.03),
+        ("ddp", {"gradient_compression": "power_sgd"}, 0.3),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
+)
+def test_what_saves_memory_or_traffic_trains_alike(
+    strategy: str, scaling: dict[str, Any], tolerance: float, tmp_path: Path
+) -> None:
+    values = {**RECIPE, "model": LAYERS, "train": {**TRAIN, "epochs": 2}}
+    stages.train({**values, "scaling": {"workers": 1}}, output=tmp_path / "alone")
+    stages.train(
+        {**values, "scaling": {"workers": 2, "strategy": strategy, **scaling}}, output=tmp_path / "run"
+    )
+    for left, right in zip(records(tmp_path / "run"), records(tmp_path / "alone"), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=tolerance)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("strategy", ["zero1", "zero3", "fsdp"])
+def test_what_is_adapted_can_be_sharded(strategy: str, alone: Path, tmp_path: Path) -> None:
+    values = {**RECIPE, "train": {**TRAIN, "epochs": 1}}
+    values["transfer"] = {"init_from": str(alone), "lora": {"rank": 4, "targets": ["*"]}}
+    stages.train({**values, "scaling": {"workers": 1}}, output=tmp_path / "alone")
+    stages.train({**values, "scaling": {"workers": 2, "strategy": strategy}}, output=tmp_path / "run")
+    same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
+def test_bfloat16_computes_alike_under_every_strategy(strategy: str, tmp_path: Path) -> None:
+    values = {**RECIPE, "train": {**TRAIN, "epochs": 1, "precision": "bf16"}}
+    stages.train({**values, "scaling": {"workers": 1}}, output=tmp_path / "alone")
+    stages.train({**values, "scaling": {"workers": 2, "strategy": strategy}}, output=tmp_path / "run")
+    for left, right in zip(records(tmp_path / "run"), records(tmp_path / "alone"), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=0.02)

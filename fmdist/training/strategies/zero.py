@@ -116,7 +116,11 @@ class ZeroUnit(Unit):
     def _prepare(self, module: nn.Module) -> None:
         if self._stage == 3:
             self.whole = copy.deepcopy(module).cpu()
-        total = sum(parameter.numel() for parameters in self._layout for parameter in parameters)
+        totals = {"updated": sum(parameter.numel() for parameter in chain(*self._layout))}
+        if self._stage == 3:
+            totals["weights"] = sum(parameter.numel() for parameter in module.parameters())
+        # Each group is padded for the alignment of its shards; at stage 3 each parameter is.
+        padding = 8 * self._group.size * sum(1 for _ in module.parameters())
         computing_in(module, self._accelerator.device, self._precision)
         self._engine: Any = self._accelerator.prepare(module, self.optimizer)[0]
         kind = self._accelerator.distributed_type
@@ -127,10 +131,7 @@ class ZeroUnit(Unit):
             )
         self.module = self._engine
         self._zero: Any = self._engine.optimizer
-        # Each group is padded for the alignment of its shards; at stage 3 each parameter is.
-        padding = 8 * self._group.size * sum(len(parameters) for parameters in self._layout)
-        keys = ("updated", "weights") if self._stage == 3 else ("updated",)
-        for key in keys:
+        for key, total in totals.items():
             check_sharded(self.held(), key, total, self._group, padding)
 
     def zero_grad(self) -> None:
