@@ -114,6 +114,8 @@ def _attempts(
         run.stop.unlink(missing_ok=True)  # what the last overseer asked for
         if (number := request.signal) is not None:
             raise Interrupted(number, "the newest checkpoint is kept; the same command resumes")
+        if not size:  # it went again in between, and Ray would take 0 for training in this process
+            continue
         with Overseer(scaling, run.sizes, size, run.stop) as overseer:
             failure = _attempt(work, scaling, size, run)
         if failure is None:
@@ -141,7 +143,10 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
     gpus = bool(scaling.gpus_per_worker)
     folder = run.folder
     # Ray's own records of this attempt, where all machines find them; the run's checkpoints are fmdist's.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".ray-", suffix=".tmp") as records:
+    # A worker that is about to be killed may still write there.
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".ray-", suffix=".tmp", ignore_cleanup_errors=True
+    ) as records:
         trainer = TorchTrainer(
             partial(_worker, work, run.stop, Path(records), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(

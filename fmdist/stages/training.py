@@ -73,7 +73,7 @@ def train(
     plain = loaded.plain
     folder = output or RUNS / loaded.name
     check_here(loaded.train, Context())
-    check_store(loaded.train.checkpoint.store)
+    check_store(loaded.train.checkpoint.store, loaded.name)
     scaling = loaded.scaling or ScalingConfig()
     alone = address is None and scaling.most == 1 and scaling.strategy == "ddp"
     with nullcontext() if alone else _ready(scaling, address), runs.open_run(folder, plain) as run:

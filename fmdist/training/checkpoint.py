@@ -74,7 +74,8 @@ class CheckpointStore:
         self._mode = mode
         self._config = config
         self._origin = dict(origin or {})
-        self.mirror = None if config.store is None else Mirror(config.store)
+        name = str(self._origin.get("recipe", {}).get("name", ""))
+        self.mirror = None if config.store is None else Mirror(config.store, name)
         """Where copies are, if the recipe names a store."""
 
     def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
@@ -117,8 +118,12 @@ class CheckpointStore:
                 storage.verify(path)
             except CheckpointError as error:
                 aside = _set_aside(path)
-                logger.warning("%s. Set aside as %s; going back to the one before it", error, aside.name)
-                continue
+                if self.mirror is None or path.name not in self.mirror.names():
+                    logger.warning("%s. Set aside as %s; going back to the one before it", error, aside.name)
+                    continue
+                logger.warning("%s. Set aside as %s; fetching its copy", error, aside.name)
+                if not self.mirror.pull(path.name, self.folder):
+                    continue
             return self._describe(path)
         if damaged := sorted(path.name for path in self.folder.glob("step-*.corrupt")):
             raise CheckpointError(
@@ -129,13 +134,12 @@ class CheckpointStore:
         return None
 
     def bring_back(self) -> None:
-        """Fetch the store's checkpoints that are newer than any here, and its best if nothing is here."""
+        """Fetch the store's checkpoints that are newer than any here; all of them if nothing is here."""
         if self.mirror is None:
             return
         here = {path.name for path in self._steps()}
-        known = {path.name.removesuffix(".corrupt") for path in self.folder.glob("step-*.corrupt")}
         for name in filter(_NAME.fullmatch, self.mirror.names()):
-            if name not in here and (not here or name > max(here) or name in known):
+            if not here or name > max(here):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 logger.info("fetching %s from %s", name, self.mirror.url)
                 self.mirror.pull(name, self.folder)

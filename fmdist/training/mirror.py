@@ -25,19 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 class Mirror:
-    """The copies of one folder of committed directories.
+    """The copies of a run's committed directories.
 
     Args:
-        url: of a folder, in any scheme that fsspec knows: ``s3://bucket/runs/name``, ``file:///mnt/runs/name``.
+        url: of a folder, in any scheme that fsspec knows: ``s3://bucket/runs``, ``file:///mnt/runs``.
+        run: the run's name, for a folder of its own there.
 
     Raises:
         CheckpointError: if the scheme is unknown or its package isn't installed.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, run: str) -> None:
+        self.url = f"{url.rstrip('/')}/{run}"
         try:
-            system, path = fsspec.core.url_to_fs(url)
+            system, path = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise CheckpointError(
                 field=FIELD,
@@ -134,10 +135,10 @@ class Mirror:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_store(url: str | None) -> None:
+def check_store(url: str | None, run: str) -> None:
     """See `Mirror.check`; None is no store."""
     if url is not None:
-        Mirror(url).check()
+        Mirror(url, run).check()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any, Self
 
 from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 class Writer:
@@ -36,8 +39,12 @@ class Writer:
     ) -> None:
         if error is None:
             self.wait()
-        elif self._thread is not None:
-            self._thread.join()
+            return
+        # What ended the training is worth more than this.
+        try:
+            self.wait()
+        except OSError as failed:
+            logger.warning("the last checkpoint could not be written (%s)", failed)
 
     def submit(self, step: int, copied: Snapshot, state: Mapping[str, Any], score: float | None) -> str:
         """Have a snapshot committed once the one before it is; return the folder that it will have."""

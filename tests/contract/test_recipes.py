@@ -45,7 +45,7 @@ def data_for(recipe: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 44
+    assert len(RECIPES) == 45
 
 
 @each_recipe
@@ -78,7 +78,7 @@ def two_steps(path: Path, folder: Path) -> stages.Trained:
     sample = data_for(recipe, path, folder)
     recipe["data"] |= sample
     if recipe.get("scaling"):  # workers of their own would not see that an epoch has two steps
-        recipe["scaling"]["workers"] = 1
+        recipe["scaling"] |= {"workers": 1, "strategy": "ddp"}
     recipe["train"] |= {"epochs": 1, "workers": 0} | ({"batch_size": 8} if sample else {})
     return stages.train(recipe, output=folder / "runs" / path.stem)
 

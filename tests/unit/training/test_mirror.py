@@ -21,12 +21,14 @@ from fmdist.training.snapshot import Trainables
 
 @pytest.fixture(params=["memory", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    yield "memory://runs/one" if request.param == "memory" else f"file://{tmp_path}/far/one"
+    yield "memory://runs" if request.param == "memory" else f"file://{tmp_path}/far"
     fsspec.filesystem("memory").store.clear()
 
 
 def store(folder: Path, url: str, keep: int = 2) -> CheckpointStore:
-    return CheckpointStore(folder, "max", CheckpointConfig(store=url, keep=keep))
+    return CheckpointStore(
+        folder, "max", CheckpointConfig(store=url, keep=keep), {"recipe": {"name": "one"}, "versions": {}}
+    )
 
 
 def trainables(value: float) -> Trainables:
@@ -39,7 +41,7 @@ def test_copies_follow_what_is_kept(url: str, tmp_path: Path) -> None:
     kept = store(tmp_path / "here", url)
     for step in (1, 2, 3):
         kept.save(step, trainables(step), {}, None)
-    assert Mirror(url).names() == ["step-0000000002", "step-0000000003"]
+    assert Mirror(url, "one").names() == ["step-0000000002", "step-0000000003"]
 
 
 def test_a_lost_folder_is_brought_back(url: str, tmp_path: Path) -> None:
@@ -60,7 +62,7 @@ def test_a_damaged_copy_is_named_and_not_used(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store(tmp_path / "here", url).save(4, trainables(4.0), {}, None)
-    system, path = fsspec.core.url_to_fs(f"{url}/step-0000000004/model.safetensors")
+    system, path = fsspec.core.url_to_fs(f"{url}/one/step-0000000004/model.safetensors")
     system.pipe_file(path, system.cat_file(path)[:-1])
     again = store(tmp_path / "elsewhere", url)
     with caplog.at_level(logging.WARNING):
@@ -73,25 +75,50 @@ def test_a_damaged_copy_is_named_and_not_used(
 def test_a_copy_without_its_manifest_is_none(url: str, tmp_path: Path) -> None:
     kept = store(tmp_path / "here", url)
     kept.save(4, trainables(4.0), {}, None)
-    system, path = fsspec.core.url_to_fs(f"{url}/step-0000000004/{storage.MANIFEST}")
+    system, path = fsspec.core.url_to_fs(f"{url}/one/step-0000000004/{storage.MANIFEST}")
     system.rm_file(path)
-    assert Mirror(url).names() == []
+    assert Mirror(url, "one").names() == []
     kept.save(5, trainables(5.0), {}, None)
-    assert Mirror(url).names() == ["step-0000000004", "step-0000000005"]
+    assert Mirror(url, "one").names() == ["step-0000000004", "step-0000000005"]
 
 
 def test_a_store_that_fails_is_told_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    kept = store(tmp_path / "here", f"file://{tmp_path}/file/one")
+    kept = store(tmp_path / "here", f"file://{tmp_path}/file")
     with caplog.at_level(logging.WARNING):
         kept.save(1, trainables(1.0), {}, None)
     assert "The next checkpoint tries again" in caplog.text
     (tmp_path / "file").unlink()
     kept.save(2, trainables(2.0), {}, None)
-    assert len(Mirror(f"file://{tmp_path}/file/one").names()) == 2
+    assert len(Mirror(f"file://{tmp_path}/file", "one").names()) == 2
 
 
-@pytest.mark.parametrize("wrong", ["nosuch://bucket", "file:///proc/nowhere/one"])
+@pytest.mark.parametrize("wrong", ["nosuch://bucket", "file:///proc/nowhere"])
 def test_a_store_that_cannot_be_written_is_refused_before_any_work(wrong: str) -> None:
     with pytest.raises(CheckpointError, match=r"train\.checkpoint\.store"):
-        Mirror(wrong).check()
+        Mirror(wrong, "one").check()
+
+
+def test_a_damaged_checkpoint_is_replaced_by_its_copy(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = store(tmp_path / "here", url)
+    for step in (1, 2):
+        kept.save(step, trainables(step), {}, None)
+    weights = tmp_path / "here" / "step-0000000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        saved = store(tmp_path / "here", url).newest()
+    assert "fetching its copy" in caplog.text
+    assert saved is not None
+    assert saved.step == 2
+    storage.verify(saved.path)
+
+
+def test_runs_of_one_store_leave_each_other_alone(url: str, tmp_path: Path) -> None:
+    store(tmp_path / "here", url).save(1, trainables(1.0), {}, None)
+    config = CheckpointConfig(store=url)
+    other = CheckpointStore(tmp_path / "there", "max", config, {"recipe": {"name": "two"}, "versions": {}})
+    other.save(5, trainables(5.0), {}, None)
+    assert Mirror(url, "one").names() == ["step-0000000001"]
+    assert Mirror(url, "two").names() == ["step-0000000005"]
