@@ -38,8 +38,8 @@ class CheckpointConfig(Section):
     beside: bool = True
     """Write in a thread while training goes on; at most one is being written. False lets training wait."""
     store: str | None = None
-    """Folder of a store that fsspec knows, such as `s3://bucket/runs`: copies of checkpoints go there, under the
-    run's name, and those that its folder has lost are brought back."""
+    """Folder of a store that fsspec knows, such as `s3://bucket/runs`: checkpoints are copied there, into a
+    folder of the run's name, and those that the run has lost are brought back."""
     max_age_hours: float | None = Field(default=None, gt=0)
     """Remove older ones even among the newest `keep`; null keeps them."""
 
