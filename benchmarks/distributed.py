@@ -1,6 +1,6 @@
 """Distributed training against bare torch DDP, Accelerate and Ray Train: speed, start-up, checkpoints.
 
-Run with ``python -m benchmarks.distributed [steady|whole|checkpoints|startup]...``; all of it takes about 25
+Run with ``python -m benchmarks.distributed [steady|whole|checkpoints|startup]...``; all of it takes about 20
 minutes on 2 cores. Every figure is a ratio of runs of the same round, since a shared machine's speed drifts:
 
 - steady: samples per second with one and two workers over the best of the three others, same model, same
@@ -33,7 +33,7 @@ import yaml
 from benchmarks.harness import RESULTS, spread, write_results
 from benchmarks.peers import BATCH, WARM, recipe
 
-ROUNDS = 5
+ROUNDS = 3
 STEPS = 80
 FMDIST = str(Path(sys.executable).with_name("fmdist"))
 

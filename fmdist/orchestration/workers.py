@@ -158,7 +158,10 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
             run_config=ray.train.RunConfig(
                 name=f"{folder.name}-{time.time_ns()}",
                 storage_path=records,
-                failure_config=ray.train.FailureConfig(max_failures=0),
+                # Not even starting is tried again by Ray Train: it would ask for as many workers for ever.
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=0
+                ),
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         )
@@ -206,6 +209,10 @@ def _worker(work: Work, stop: Path, records: Path, device: str) -> None:
             dist.destroy_process_group()
 
 
+def _brief(cause: Any) -> str:
+    return f"{type(cause).__name__} {' '.join(str(cause).split())[:200]}".rstrip()
+
+
 def _lost(error: Exception) -> Exception:
     """Return a short account of what ended the workers, or an error of ours that Ray handed over."""
     failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
@@ -215,5 +222,5 @@ def _lost(error: Exception) -> Exception:
     for cause in causes.values():
         if isinstance(cause, FmdistError):
             return cause
-    said = ", ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in causes.items())
+    said = ", ".join(f"worker {rank}: {_brief(cause)}" for rank, cause in causes.items())
     return RuntimeError(f"training was cut off ({said or ' '.join(str(error).split())[:300]})")

@@ -122,8 +122,6 @@ def _limits(recipe: Recipe, scaling: ScalingConfig) -> Iterator[tuple[bool, str,
     yield averaged, "train.ema", "set", "null; strategies ddp, zero1 and zero2 average weights"
     recomputed = strategy == "zero3" and scaling.activation_checkpointing
     yield recomputed, "scaling.activation_checkpointing", True, "false; fsdp, zero1 and zero2 can"
-    unmoved = strategy == "fsdp" and scaling.offload is not None and not scaling.gpus_per_worker
-    yield unmoved, "scaling.offload", scaling.offload, "null; without GPUs there is nothing to move away"
     chosen = {f"train.phases.{role}.optimizer": phase.optimizer for role, phase in config.phases.items()}
     for field, name in {"train.optimizer": config.optimizer, **chosen}.items():
         yield name not in (None, *ELEMENTWISE), field, name, ", ".join(ELEMENTWISE)

@@ -33,15 +33,13 @@ from torch import nn
 from fmdist import storage
 from fmdist.errors import CheckpointError
 from fmdist.training.config import RESUMABLE, CheckpointConfig
-from fmdist.training.mirror import Mirror
+from fmdist.training.mirror import STEP, Mirror
 from fmdist.training.snapshot import Snapshot, Trainables, join_optimizer, snapshot
 
 FORMAT = 1
 """Version of the directory's layout; an unknown one is refused by name."""
 
 STATE = "state.json"
-
-_NAME = re.compile(r"step-\d{10}(-evaluated)?")
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +136,16 @@ class CheckpointStore:
         if self.mirror is None:
             return
         here = {path.name for path in self._steps()}
-        for name in filter(_NAME.fullmatch, self.mirror.names()):
-            if not here or name > max(here):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                logger.info("fetching %s from %s", name, self.mirror.url)
-                self.mirror.pull(name, self.folder)
+        try:
+            for name in self.mirror.names():
+                if not here or name > max(here):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    logger.info("fetching %s from %s", name, self.mirror.url)
+                    self.mirror.pull(name, self.folder)
+        except CheckpointError as error:
+            if not here:
+                raise
+            logger.warning("%s. Going on from what is here", error)
 
     def best(self) -> Saved | None:
         """Return the whole checkpoint with the best score, the newest of equals; None if none has a score."""
@@ -201,7 +204,7 @@ class CheckpointStore:
             raise CheckpointError(
                 field=str(path),
                 problem=f"a checkpoint of another recipe: it differs in {', '.join(changed)}",
-                fix="move it out of this run's folder",
+                fix="move it out of this run's folder, and out of its store if it has one",
             )
         return Saved(path, state["step"], state["score"], state)
 
@@ -209,7 +212,7 @@ class CheckpointStore:
         return score >= other if self._mode == "max" else score <= other
 
     def _steps(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
+        return sorted(path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
 
     def _retain(self) -> None:
         steps = self._steps()

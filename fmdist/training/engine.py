@@ -82,8 +82,7 @@ class Engine:
         if strategy == "fsdp":
             from fmdist.training.strategies.fsdp import ShardedUnit
 
-            offload = self._scaling.offload is not None
-            return ShardedUnit(self.accelerator, self.group, module, optimizer, precision, offload)
+            return ShardedUnit(self.accelerator, self.group, module, optimizer, precision)
         from fmdist.training.strategies.zero import ZeroUnit, accelerator_for
 
         stage = int(strategy.removeprefix("zero"))
@@ -101,6 +100,17 @@ class Engine:
         """Bring the whole copies of shards up to date; all processes call it together."""
         for unit in self.units.values():
             unit.refresh()
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Have whole copies of shards on the device while entered."""
+        try:
+            for unit in self.units.values():
+                unit.whole.to(self.device)
+            yield
+        finally:
+            for unit in self.units.values():
+                unit.put_aside()
 
     def release(self) -> None:
         """Give trained modules back as they came: on the CPU, their forward not wrapped in autocast."""
@@ -235,7 +245,9 @@ def _accelerator(
     hooks = []
     if scaling.gradient_compression is not None:
         hook = DDPCommunicationHookType[scaling.gradient_compression.upper()]
-        hooks.append(DistributedDataParallelKwargs(comm_hook=hook))
+        # By default it would compress nothing for 1,000 steps.
+        state = {"start_powerSGD_iter": 10} if scaling.gradient_compression == "power_sgd" else {}
+        hooks.append(DistributedDataParallelKwargs(comm_hook=hook, comm_state_option=state))
     precision = "no" if config.precision == "fp32" or scaling.strategy != "ddp" else config.precision
     return Accelerator(
         cpu=device.type == "cpu",

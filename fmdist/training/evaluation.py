@@ -48,7 +48,7 @@ def evaluate(
         for batch in evaluation_loader(dataset, batch_size, group.rank, group.size):
             if stop is not None and stop.signal is not None and group.size == 1:
                 return None
-            group.arrivals += 1
+            group.alive += 1
             rows.append(decoding.rows(rule, run, as_arrays(batch), batch_size))
     finally:
         _restore(roles, modes)

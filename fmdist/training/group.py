@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ class Group:
         self.rank = rank
         self.size = size
         self._device = device
-        self.arrivals = 0
-        """How often this process has come to where it meets the others, or waits for them."""
+        self.meetings = 0
+        """How often this process has come to where it waits for the others; in the end the same on all."""
+        self.alive = 0
+        """Grows while this process works by itself."""
 
     @property
     def leads(self) -> bool:
@@ -34,17 +38,44 @@ class Group:
         """Return each value summed over all processes, in float64; nan or inf anywhere is so everywhere."""
         if self.size == 1:
             return list(values)
-        self.arrivals += 1
+        self.meetings += 1
         total = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(total)
         summed: list[float] = total.tolist()
         return summed
 
+    def follow(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors with the first process's."""
+        if self.size > 1:
+            for tensor in tensors:
+                self.meetings += 1
+                dist.broadcast(tensor, src=0)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Be known to work, and not to hang, while entered: files and stores take their time."""
+        if self.size == 1:
+            yield
+            return
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(1.0):
+                self.alive += 1
+
+        thread = threading.Thread(target=beat, name="busy", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank; they are pickled."""
         if self.size == 1:
             return [value]
-        self.arrivals += 1
+        self.meetings += 1
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
@@ -53,7 +84,7 @@ class Group:
         """Return the first process's value; the others' is not used."""
         if self.size == 1:
             return value
-        self.arrivals += 1
+        self.meetings += 1
         held = [value]
         dist.broadcast_object_list(held, src=0)
         return held[0]

@@ -163,7 +163,8 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
             if config.evaluates(progress.epoch):
                 size, device = config.evaluation_batch_size, engine.device
                 trainables.refresh()
-                evaluated = evaluate(task, scored, data.validation, size, device, stop, group)
+                with engine.scoring():
+                    evaluated = evaluate(task, scored, data.validation, size, device, stop, group)
                 if evaluated is None:
                     if saved_step != progress.step:
                         save()
@@ -225,9 +226,12 @@ def _newest(tools: Equipment, task: Task) -> Saved | None:
     """Load the weights of the newest whole checkpoint, if there is one, into the task's modules."""
     group = tools.engine.group
     # The first process looks, since looking sets damaged checkpoints aside.
+    found = None
     if group.leads:
-        tools.writer.store.bring_back()
-    saved: Saved | None = group.share(tools.writer.store.newest() if group.leads else None)
+        with group.busy():
+            tools.writer.store.bring_back()
+            found = tools.writer.store.newest()
+    saved: Saved | None = group.share(found)
     if saved is not None:
         tools.writer.store.load_roles(saved, task.roles())
     return saved

@@ -7,6 +7,7 @@ is removed first.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ from fmdist import storage
 from fmdist.errors import CheckpointError
 
 FIELD = "train.checkpoint.store"
+
+STEP = re.compile(r"step-\d{10}(-evaluated)?")
+"""Names of checkpoints."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +108,11 @@ class Mirror:
             self._system.invalidate_cache()
             if not self._system.exists(self._path):
                 return []
-            found = [
-                entry.rstrip("/").rpartition("/")[2] for entry in self._system.ls(self._path, detail=False)
-            ]
-            return sorted(
-                name for name in found if self._system.exists(f"{self._path}/{name}/{storage.MANIFEST}")
-            )
+            entries = [entry.rstrip("/") for entry in self._system.ls(self._path, detail=False)]
+            whole = [entry for entry in entries if self._system.exists(f"{entry}/{storage.MANIFEST}")]
+            names = [entry.rpartition("/")[2] for entry in whole]
+            # What else lies there is somebody's, and must not be fetched or removed.
+            return sorted(filter(STEP.fullmatch, names))
 
     def pull(self, name: str, folder: Path) -> bool:
         """Bring a copy back as ``folder / name``; return False, with a warning, if it is damaged.

@@ -67,7 +67,7 @@ class PhaseTrainer:
                 self.engine.key(generator, batch)
                 out = self.phase.loss(roles, batch, generator)
                 watch.lap("forward")
-                self.engine.group.arrivals += 1
+                self.engine.group.meetings += 1
                 unit.backward(out.loss_sum, total)
             watch.lap("backward")
             outs.append(out)
@@ -147,7 +147,7 @@ def prepare(
     Raises:
         CapabilityError: if the recipe names a role that isn't trained, or a batch is too small for BatchNorm.
     """
-    _check(task, config, plan)
+    _check(task, config, plan, engine.group.size)
     modules = {role: module.to(engine.device) for role, module in task.roles().items()}
     averages: dict[str, AveragedModel] = {}
     if config.ema is not None:
@@ -162,10 +162,17 @@ def prepare(
         unit = engine.prepare(phase.role, modules[phase.role], optimizer)
         roles[phase.role], modules[phase.role] = unit.module, unit.whole
         trainers.append(PhaseTrainer(phase, task, engine, unit, config, base_lrs))
-    return roles, trainers, Trainables(modules, averages, engine.units, engine.refresh)
+
+    def refresh() -> None:
+        # Running statistics are each process's own; those that are scored must be those that are saved.
+        for module in (*roles.values(), *averages.values()):
+            engine.group.follow(module.buffers())
+        engine.refresh()
+
+    return roles, trainers, Trainables(modules, averages, engine.units, refresh)
 
 
-def _check(task: Task, config: TrainConfig, plan: BatchPlan) -> None:
+def _check(task: Task, config: TrainConfig, plan: BatchPlan, workers: int) -> None:
     roles = [phase.role for phase in task.phases()]
     for role in config.phases:
         if role not in roles:
@@ -175,7 +182,7 @@ def _check(task: Task, config: TrainConfig, plan: BatchPlan) -> None:
                 allowed=", ".join(roles),
                 fix=did_you_mean(role, roles),
             )
-    smallest = plan.smallest_batch // config.accumulate
+    smallest = plan.smallest_batch // (config.accumulate * workers)
     norms = (nn.BatchNorm1d, nn.SyncBatchNorm)
     if smallest < 2 and any(
         isinstance(part, norms) for module in task.roles().values() for part in module.modules()

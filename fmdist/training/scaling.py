@@ -26,16 +26,14 @@ class ScalingConfig(Section):
     arXiv:2006.15704). DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): `zero1` shares out the
     optimizer's states, `zero2` the gradients too, `zero3` the weights too. `fsdp` shares out all three by
     torch's FSDP2. May change when a run is resumed."""
-    offload: Literal["cpu", "nvme"] | None = None
-    """Where the shards wait for their use: the optimizer's, with zero3 the weights too, with fsdp both."""
-    offload_folder: str | None = None
-    """Folder on a fast local disk, for `offload: nvme`."""
+    offload: Literal["cpu"] | None = None
+    """Where ZeRO's shards wait for their use: the optimizer's, with zero3 the weights too."""
     activation_checkpointing: bool = False
     """Keep only the inputs of a model's layers and compute the rest again in the backward pass: less memory,
     about a third more time."""
     gradient_compression: Literal["fp16", "bf16", "power_sgd"] | None = None
     """With ddp: send gradients in 16 bits, or as matrices of rank 1 (PowerSGD, Vogels et al. 2019,
-    arXiv:1905.13727), which loses precision."""
+    arXiv:1905.13727) from the tenth step on. Precision is lost, and what PowerSGD still owes is not saved."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray sets aside for each worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -75,14 +73,8 @@ class ScalingConfig(Section):
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             msg = f"workers: [least, most] must not fall, as {list(self.workers)} does"
             raise ValueError(msg)
-        if self.offload is not None and self.strategy == "ddp":
-            msg = "offload needs shards: set strategy to zero1, zero2, zero3 or fsdp"
-            raise ValueError(msg)
-        if self.offload == "nvme" and self.strategy != "zero3":
-            msg = f"offload: nvme works with strategy zero3 only, not {self.strategy}; offload: cpu does"
-            raise ValueError(msg)
-        if (self.offload == "nvme") != (self.offload_folder is not None):
-            msg = "offload: nvme and offload_folder go together"
+        if self.offload is not None and not self.strategy.startswith("zero"):
+            msg = f"offload works with strategies zero1, zero2 and zero3, not {self.strategy}"
             raise ValueError(msg)
         if self.gradient_compression is not None and self.strategy != "ddp":
             msg = f"gradient_compression works with strategy ddp only, not {self.strategy}"

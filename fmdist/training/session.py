@@ -68,7 +68,7 @@ def train_run(
             group, seconds = working.group, scaling.hang_seconds
             stack.enter_context(Watchdog(group, seconds, context.records, context.hanging))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
-        tools = Equipment(working, Writer(store, config.checkpoint.beside), context=context)
+        tools = Equipment(working, Writer(store, config.checkpoint.beside, working.group), context=context)
         if working.group.leads:
             tools.metrics = stack.enter_context(metrics_file(run.path / "metrics.jsonl"))
             line = stack.enter_context(ProgressLine(steps, task.primary[0]))

@@ -6,12 +6,13 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fmdist import storage
 from fmdist.training.group import Group
 
 BEATS = 4
@@ -21,8 +22,8 @@ BEATS = 4
 class Watchdog:
     """While entered, watches in a thread whether the processes of a group get on.
 
-    Each writes into a folder how often it has arrived where processes meet. Once this one has not got on for
-    ``seconds``, those that have arrived less often than others are the ones that hang.
+    Each writes into a folder how often it has come to where processes meet, and signs of work in between.
+    Once none has given a sign for ``seconds``, those that have met the others less often hang.
 
     Args:
         group: the processes that train together.
@@ -36,6 +37,7 @@ class Watchdog:
         self._seconds = seconds
         self._folder = folder
         self._bite = bite
+        self._host = socket.gethostname()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -50,30 +52,33 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        seen, since = -1, time.monotonic()
+        ranks = range(self._group.size)
+        seen: dict[int, dict[str, Any]] = {rank: {} for rank in ranks}
+        since = dict.fromkeys(ranks, time.monotonic())
         while not self._done.is_set():
-            arrivals = self._group.arrivals
-            if arrivals != seen:
-                seen, since = arrivals, time.monotonic()
-            beat = {"arrivals": arrivals, "host": socket.gethostname()}
+            beat = {"meetings": self._group.meetings, "alive": self._group.alive, "host": self._host}
             with suppress(OSError):  # a full disk is told where it matters
-                self._path(self._group.rank).write_text(json.dumps(beat), encoding="utf-8")
-            if time.monotonic() - since > self._seconds and (hanging := self._hanging()):
+                storage.write_text(self._path(self._group.rank), json.dumps(beat))
+            for rank in ranks:
+                read = self._read(rank)
+                if read and read != seen[rank]:
+                    seen[rank], since[rank] = read, time.monotonic()
+            if hanging := self._hanging(seen, since):
                 self._bite(f"{hanging} did nothing for {self._seconds:g} s, and the others wait")
                 return
             self._done.wait(self._seconds / BEATS)
 
-    def _hanging(self) -> str:
-        """Return who is behind; empty if that is this process, whose others will say so."""
-        beats = {rank: self._read(rank) for rank in range(self._group.size)}
-        counts = {rank: beat.get("arrivals", -1) for rank, beat in beats.items()}
-        least = min(counts.values())
-        if counts[self._group.rank] == least and max(counts.values()) > least:
+    def _hanging(self, seen: Mapping[int, Mapping[str, Any]], since: Mapping[int, float]) -> str:
+        """Return who hangs; empty if nobody does, or it is this process, whose others will say so."""
+        late = time.monotonic() - self._seconds
+        if any(moved > late for moved in since.values()):
             return ""
-        behind = [rank for rank, count in counts.items() if count == least]
-        return " and ".join(
-            f"worker {rank} on {beats[rank].get('host', 'an unknown host')}" for rank in behind
-        )
+        met = {rank: beat.get("meetings", -1) for rank, beat in seen.items()}
+        least = min(met.values())
+        if met[self._group.rank] == least and max(met.values()) > least:
+            return ""
+        hosts = {rank: seen[rank].get("host", "an unknown host") for rank in met if met[rank] == least}
+        return " and ".join(f"worker {rank} on {host}" for rank, host in hosts.items())
 
     def _read(self, rank: int) -> dict[str, Any]:
         with suppress(OSError, ValueError):

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
+from fmdist.errors import FmdistError
 from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.group import Group
 from fmdist.training.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -23,10 +27,12 @@ class Writer:
     Args:
         store: where checkpoints go.
         beside: false commits at once, and training waits.
+        group: the processes that train together.
     """
 
-    def __init__(self, store: CheckpointStore, beside: bool) -> None:
+    def __init__(self, store: CheckpointStore, beside: bool, group: Group | None = None) -> None:
         self.store = store
+        self._group = group or Group(0, 1, torch.device("cpu"))
         self._beside = beside
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -43,7 +49,7 @@ class Writer:
         # What ended the training is worth more than this.
         try:
             self.wait()
-        except OSError as failed:
+        except (OSError, FmdistError) as failed:
             logger.warning("the last checkpoint could not be written (%s)", failed)
 
     def submit(self, step: int, copied: Snapshot, state: Mapping[str, Any], score: float | None) -> str:
@@ -64,7 +70,8 @@ class Writer:
             OSError: such as for a full disk.
         """
         if self._thread is not None:
-            self._thread.join()
+            with self._group.busy():
+                self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -34,7 +34,6 @@ class ShardedUnit(Unit):
         module: whole.
         optimizer: over its parameters.
         precision: of the forward pass, under autocast.
-        offload: keep the shards in the CPU's memory between uses.
     """
 
     def __init__(
@@ -44,10 +43,8 @@ class ShardedUnit(Unit):
         module: nn.Module,
         optimizer: Optimizer,
         precision: torch.dtype,
-        offload: bool,
     ) -> None:
         self._precision = precision
-        self._offload = offload
         super().__init__(accelerator, group, module, optimizer)
 
     def _prepare(self, module: nn.Module) -> None:
@@ -55,12 +52,11 @@ class ShardedUnit(Unit):
         names = {parameter: name for name, parameter in module.named_parameters()}
         groups = [[names[one] for one in group["params"]] for group in self.optimizer.param_groups]
         total = sum(parameter.numel() for parameter in module.parameters())
-        policy = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         mesh = init_device_mesh(self._accelerator.device.type, (self._group.size,))
         computing_in(module, self._accelerator.device, self._precision)
         for block in blocks(module):
-            fully_shard(block, mesh=mesh, offload_policy=policy)
-        fully_shard(module, mesh=mesh, offload_policy=policy)
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
         self.module = module
         # The parameters are other objects now.
         sharded = dict(self.module.named_parameters())
@@ -96,6 +92,10 @@ class ShardedUnit(Unit):
             buffers = dict(self.module.named_buffers())
             for name, buffer in self.whole.named_buffers():
                 buffer.copy_(buffers[name])
+
+    def put_aside(self) -> None:
+        """See `Unit.put_aside`."""
+        self.whole.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's whole state; all processes call it together, and all have it."""

@@ -108,6 +108,9 @@ class Unit:
     def refresh(self) -> None:
         """Bring `whole` up to date; all processes call it together."""
 
+    def put_aside(self) -> None:
+        """Free the device of a copy that was scored."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's whole state as torch has it, on the first process; all call it together."""
         return self.optimizer.state_dict()

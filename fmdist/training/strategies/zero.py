@@ -30,6 +30,9 @@ from fmdist.training.scaling import ScalingConfig
 from fmdist.training.strategies.blocks import computing_in
 from fmdist.training.strategies.whole import Unit, check_sharded
 
+_SHARED = ("step", "mu_product")
+"""States of torch's optimizers that a whole group has in common."""
+
 _SHARD = "shard"
 """Marks a tensor of which every process has a part."""
 
@@ -59,9 +62,7 @@ def plugin(scaling: ScalingConfig, clip_norm: float | None, device: str) -> Deep
     stage = int(scaling.strategy.removeprefix("zero"))
     zero: dict[str, Any] = {"stage": stage}
     if scaling.offload is not None:
-        place: dict[str, Any] = {"device": scaling.offload, "pin_memory": scaling.gpus_per_worker > 0}
-        if scaling.offload_folder is not None:
-            place["nvme_path"] = scaling.offload_folder
+        place = {"device": scaling.offload, "pin_memory": scaling.gpus_per_worker > 0}
         zero["offload_optimizer"] = place
         if stage == 3:
             zero["offload_param"] = place
@@ -170,6 +171,11 @@ class ZeroUnit(Unit):
             for name, buffer in self.whole.named_buffers():
                 buffer.copy_(buffers[name])
 
+    def put_aside(self) -> None:
+        """See `Unit.put_aside`."""
+        if self._stage == 3:
+            self.whole.cpu()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's whole state, on the first process; all call it together."""
         numbers = {parameter: number for number, parameter in enumerate(chain(*self._layout))}
@@ -217,7 +223,7 @@ class ZeroUnit(Unit):
                 continue
             for name, value in state["state"].get(number, {}).items():
                 kept = base.state[part.flat]
-                if not isinstance(value, Tensor) or value.shape != _shape(parameter):
+                if not isinstance(value, Tensor) or name in _SHARED or value.shape != _shape(parameter):
                     kept[name] = value.clone() if isinstance(value, Tensor) else value
                     continue
                 if name not in kept:

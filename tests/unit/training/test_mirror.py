@@ -122,3 +122,35 @@ def test_runs_of_one_store_leave_each_other_alone(url: str, tmp_path: Path) -> N
     other.save(5, trainables(5.0), {}, None)
     assert Mirror(url, "one").names() == ["step-0000000001"]
     assert Mirror(url, "two").names() == ["step-0000000005"]
+
+
+def test_what_else_lies_in_a_store_is_left_alone(url: str, tmp_path: Path) -> None:
+    system, path = fsspec.core.url_to_fs(f"{url}/one/artifact/{storage.MANIFEST}")
+    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+    system.pipe_file(path, b"{}")
+    store(tmp_path / "here", url).save(1, trainables(1.0), {}, None)
+    assert system.exists(path)
+
+
+def test_a_store_out_of_reach_matters_only_if_nothing_is_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = f"file://{tmp_path}/file"
+    kept = store(tmp_path / "here", out)
+    kept.mirror = Reached(out, "one")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        kept.bring_back()
+    kept.save(1, trainables(1.0), {}, None)
+    with caplog.at_level(logging.WARNING):
+        kept.bring_back()
+    assert "Going on from what is here" in caplog.text
+
+
+class Reached(Mirror):
+    """A store that answers nothing."""
+
+    def names(self) -> list[str]:
+        raise CheckpointError(
+            field="train.checkpoint.store", problem="the store can't be read", value=self.url
+        )
