@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -180,13 +181,23 @@ def _ask(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]
         ) from error
 
 
+KNOWN_SECONDS = 10.0
+"""How long a cluster may take to know its machines."""
+
+
 def is_here(door: Door) -> bool:
     """Return whether all machines of the cluster are this one, as far as it can be known."""
-    status, text = door.get("/nodes?view=hostNameList")
-    try:
-        hosts = json.loads(text)["data"]["hostNameList"] if status == 200 else []
-    except (ValueError, KeyError, TypeError):
-        hosts = []
+    hosts: list[str] = []
+    # A cluster that has just started doesn't know its machines for some seconds.
+    until = time.monotonic() + KNOWN_SECONDS
+    while not hosts and time.monotonic() < until:
+        status, text = door.get("/nodes?view=hostNameList")
+        try:
+            hosts = json.loads(text)["data"]["hostNameList"] if status == 200 else []
+        except (ValueError, KeyError, TypeError):
+            break
+        if not hosts:
+            time.sleep(0.5)
     # A forwarded port looks like this machine, and two machines may have the same name: both must agree.
     return bool(hosts) and set(hosts) == {socket.gethostname()} and _is_local(door.host)
 

@@ -187,7 +187,8 @@ def sweep(kills: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def summary(kills: Sequence[Kill], rounds: int, seconds: float) -> dict[str, Any]:
-    lost = [max(0, kill.made - kill.kept) / EVERY_STEPS for kill in kills]
+    # Whole ones: that of a checkpoint which was still being written counts, the steps made meanwhile don't.
+    lost = [max(0, kill.made - kill.kept) // EVERY_STEPS for kill in kills]
     kinds, moments = Counter(kill.kind for kill in kills), Counter(kill.moment for kill in kills)
     return {
         "kills": len(kills),

@@ -100,20 +100,23 @@ def report_to(board: Board) -> None:
 
     def counting(trainer: PhaseTrainer, *arguments: Any) -> None:
         step(trainer, *arguments)
-        board.write(phase=PHASES.index("training"), step=board.read().step + 1)
+        seen = board.read()
+        # A checkpoint may be written meanwhile.
+        saving = seen.phase == PHASES.index("saving")
+        board.write(phase=seen.phase if saving else PHASES.index("training"), step=seen.step + 1)
 
     def resuming(store: CheckpointStore, saved: Any, trainables: Any) -> None:
         load(store, saved, trainables)
         board.write(resumed=saved.step, step=saved.step)
 
-    during("saving", CheckpointStore, "save")
+    during("saving", CheckpointStore, "commit")
     during("evaluating", loop, "evaluate")
     during("finishing", scoring, "score_split")
     during("finishing", scoring, "write_scores")
-    step, load = PhaseTrainer.step, CheckpointStore.load
+    step, load = PhaseTrainer.step, CheckpointStore.load_progress
     patches: list[tuple[Any, str, Any]] = [
         (PhaseTrainer, "step", counting),
-        (CheckpointStore, "load", resuming),
+        (CheckpointStore, "load_progress", resuming),
     ]
     for owner, name, patched in patches:
         setattr(owner, name, patched)

@@ -65,6 +65,9 @@ def test_a_kill_with_loader_processes_frees_the_folder_at_once(tmp_path: Path) -
     recipe.write_text(yaml.safe_dump(small_recipe({"epochs": 400, "workers": 2})))
     process = start(recipe, tmp_path / "run")
     wait_for_records(process, tmp_path / "run")
+    while not steps(tmp_path / "run"):
+        assert process.poll() is None
+        time.sleep(0.005)
     process.kill()
     process.wait()
     with storage.lock(tmp_path / "run"):
@@ -86,4 +89,5 @@ def test_a_dozen_kills(tmp_path: Path) -> None:
     assert swept["kills"] == 12
     assert swept["resumes_from_a_checkpoint"] > 0
     assert swept["bit_identical_runs"] == swept["runs"] > 0
-    assert swept["steps_lost_per_kill"]["max"] <= 4
+    # Of two intervals of three steps: one whose checkpoint is being written, and one that has begun.
+    assert swept["steps_lost_per_kill"]["max"] <= 6
