@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fmdist import component
-from fmdist.compression.config import CompressConfig
 from fmdist.errors import CapabilityError
-from fmdist.models.base import ModelConfig
-from fmdist.training.scaling import ScalingConfig
 
 if TYPE_CHECKING:
+    from fmdist.compression.config import CompressConfig
+    from fmdist.models.base import ModelConfig
     from fmdist.stages.recipe import Recipe
+    from fmdist.training.scaling import ScalingConfig
 
 ELEMENTWISE = ("Adadelta", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 """Optimizers that update each number by itself alone, so that a shard of the weights is enough for them."""
