@@ -36,6 +36,7 @@ bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.reference_vae
 	$(BIN)/python -m benchmarks.text_baselines
+	$(BIN)/python -m benchmarks.distributed
 
 bench-families: $(STAMP)  ## Every recipe, whole; the table goes to benchmarks/results/.
 	$(BIN)/python -m benchmarks.families

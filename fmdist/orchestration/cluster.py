@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import ray
@@ -27,13 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def cluster(address: str | None, meanwhile: Sequence[str] = ()) -> Iterator[None]:
+def cluster(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine, and leave it as it was found.
 
     Args:
         address: of a running cluster (``auto``, ``HOST:PORT``); None takes the job's own inside of a Ray job,
             and else starts one.
-        meanwhile: modules to import while the cluster starts: both take seconds.
 
     Raises:
         UsageError: if nothing answers there.
@@ -46,12 +43,7 @@ def cluster(address: str | None, meanwhile: Sequence[str] = ()) -> Iterator[None
         # One process less for each attempt: `fmdist.orchestration.overseer` looks after machines that leave.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
-            # Not the other way about: Ray's processes end with the thread that started them.
-            with ThreadPoolExecutor(1) as aside:
-                imported = [aside.submit(importlib.import_module, name) for name in meanwhile]
-                _connect(address or os.environ.get("RAY_ADDRESS"))
-            for one in imported:
-                one.result()
+            _connect(address or os.environ.get("RAY_ADDRESS"))
             yield
         finally:
             ray.shutdown()

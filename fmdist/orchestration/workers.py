@@ -59,7 +59,7 @@ def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
         CapabilityError: if the cluster is too small.
         UsageError: if no cluster answers.
     """
-    with cluster(address, meanwhile=["fmdist.training.session", "fmdist.tasks.base"]):
+    with cluster(address):
         wait_for(each(scaling), scaling.least, scaling.placement, scaling.wait_seconds, threading.Event())
         yield
 

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from fmdist.orchestration.packing import Packed
     from fmdist.stages.recipe import Recipe
 
-VERBS = ("train", "run")
-"""What a job can do."""
-
 
 @dataclass(frozen=True)
 class Submitted:
@@ -48,7 +45,7 @@ def submit(
     """Check a recipe, pack it with the plug-ins in use, and hand it in as a job.
 
     Args:
-        verb: one of `VERBS`.
+        verb: ``train`` or ``run``.
         recipe: its file.
         overrides: such as ``train.lr=1e-3``.
         output: the run's folder on the cluster: absolute, on storage that all its machines share. If this

@@ -56,8 +56,6 @@ class Engine:
         self._scaling = scaling or ScalingConfig()
         self._config = config
         self._moves = self.device.type != "cpu"
-        self.scaled = accelerator.scaler is not None
-        """Whether losses are scaled (fp16): then an update can be skipped by the scaler."""
 
     def prepare(self, role: str, module: nn.Module, optimizer: Optimizer) -> Unit:
         """Return what trains a role, laid out on the processes as the recipe's ``scaling`` says."""
