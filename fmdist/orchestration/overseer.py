@@ -6,8 +6,6 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fmdist import storage
 from fmdist.orchestration.cluster import machines, room
@@ -30,7 +28,7 @@ def possible(scaling: ScalingConfig, sizes: Sequence[int]) -> int:
 
 
 class Overseer:
-    """While entered, asks the workers to save and end when there is room for more, or machines will leave.
+    """Asks the workers to save and end when there is room for more, or machines will leave.
 
     Args:
         scaling: the recipe's section.
@@ -46,22 +44,11 @@ class Overseer:
         self._sizes = sizes
         self._stop = stop
         self._size = size
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="overseer", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch(self, done: threading.Event) -> None:
+        """Look at the machines until ``done`` is set or the workers were asked to end."""
         seen = 0
-        while not self._done.wait(LOOK_SECONDS):
+        while not done.wait(LOOK_SECONDS):
             now = possible(self._scaling, self._sizes)
             seen = seen + 1 if now != self._size else 0
             if seen >= STEADY_LOOKS:

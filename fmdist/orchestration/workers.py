@@ -22,6 +22,7 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fmdist import storage
+from fmdist.background import running
 from fmdist.contracts import Context
 from fmdist.errors import CapabilityError, FmdistError, Interrupted, TrainingError
 from fmdist.orchestration.cluster import cluster, wait_for
@@ -116,7 +117,8 @@ def _attempts(
             raise Interrupted(number, "the newest checkpoint is kept; the same command resumes")
         if not size:  # it went again in between, and Ray would take 0 for training in this process
             continue
-        with Overseer(scaling, run.sizes, size, run.stop) as overseer:
+        overseer = Overseer(scaling, run.sizes, size, run.stop)
+        with running(overseer.watch, "overseer"):
             failure = _attempt(work, scaling, size, run)
         if failure is None:
             return

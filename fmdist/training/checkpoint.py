@@ -34,7 +34,7 @@ from fmdist import storage
 from fmdist.errors import CheckpointError
 from fmdist.training.config import RESUMABLE, CheckpointConfig
 from fmdist.training.mirror import STEP, Mirror
-from fmdist.training.snapshot import Snapshot, Trainables, join_optimizer, snapshot
+from fmdist.training.snapshot import Snapshot, Trainables, join_optimizer
 
 FORMAT = 1
 """Version of the directory's layout; an unknown one is refused by name."""
@@ -75,13 +75,6 @@ class CheckpointStore:
         name = str(self._origin.get("recipe", {}).get("name", ""))
         self.mirror = None if config.store is None else Mirror(config.store, name)
         """Where copies are, if the recipe names a store."""
-
-    def save(self, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None) -> Path:
-        """Commit a checkpoint of optimizer step ``step`` and apply the retention; return its folder."""
-        copied = snapshot(trainables)
-        assert copied is not None, "alone, a process leads"
-        self.commit(step, copied, state, score)
-        return self.path(step, score)
 
     def path(self, step: int, score: float | None) -> Path:
         """Return the folder of the checkpoint of step ``step``."""
@@ -162,11 +155,6 @@ class CheckpointStore:
             ):
                 best = saved
         return best
-
-    def load(self, saved: Saved, trainables: Trainables) -> None:
-        """Restore a verified checkpoint into whole modules and their optimizers."""
-        self.load_roles(saved, trainables.roles)
-        self.load_progress(saved, trainables)
 
     def load_roles(self, saved: Saved, roles: Mapping[str, nn.Module]) -> None:
         """Restore the weights alone, which comes before shards are made of them."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fmdist.background import running
+
 
 class Group:
     """The processes that train one model together; alone, every answer is one's own.
@@ -57,19 +59,13 @@ class Group:
         if self.size == 1:
             yield
             return
-        done = threading.Event()
 
-        def beat() -> None:
+        def beat(done: threading.Event) -> None:
             while not done.wait(1.0):
                 self.alive += 1
 
-        thread = threading.Thread(target=beat, name="busy", daemon=True)
-        thread.start()
-        try:
+        with running(beat, "busy"):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, by rank; they are pickled."""

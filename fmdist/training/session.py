@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from fmdist import storage
+from fmdist.background import running
 from fmdist.contracts import Context, Task
 from fmdist.data.splits import DataSplits
 from fmdist.errors import Interrupted
@@ -64,9 +65,10 @@ def train_run(
         working = stack.enter_context(engine(config, context, run.path, scaling, roles))
         if scaling is not None:
             stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
-        if context.records is not None and context.hanging is not None and scaling is not None:
-            group, seconds = working.group, scaling.hang_seconds
-            stack.enter_context(Watchdog(group, seconds, context.records, context.hanging))
+        several = scaling is not None and context.world_size > 1
+        if several and context.records is not None and context.hanging is not None:
+            dog = Watchdog(working.group, scaling.hang_seconds, context.records, context.hanging)
+            stack.enter_context(running(dog.watch, "watchdog"))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
         tools = Equipment(working, Writer(store, config.checkpoint.beside, working.group), context=context)
         if working.group.leads:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fmdist import storage
 from fmdist.training.group import Group
@@ -20,7 +19,7 @@ BEATS = 4
 
 
 class Watchdog:
-    """While entered, watches in a thread whether the processes of a group get on.
+    """Watches whether the processes of a group get on.
 
     Each writes into a folder how often it has come to where processes meet, and signs of work in between.
     Once none has given a sign for ``seconds``, those that have met the others less often hang.
@@ -29,7 +28,7 @@ class Watchdog:
         group: the processes that train together.
         seconds: without progress after which it speaks.
         folder: that all processes see.
-        bite: is told who hangs, from the thread. It must end the process: the main thread waits for ever.
+        bite: is told who hangs. It must end the process: the main thread waits for ever.
     """
 
     def __init__(self, group: Group, seconds: float, folder: Path, bite: Callable[[str], None]) -> None:
@@ -38,24 +37,13 @@ class Watchdog:
         self._folder = folder
         self._bite = bite
         self._host = socket.gethostname()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> Self:
-        if self._group.size > 1:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-
-    def _watch(self) -> None:
+    def watch(self, done: threading.Event) -> None:
+        """Watch until ``done`` is set."""
         ranks = range(self._group.size)
         seen: dict[int, dict[str, Any]] = {rank: {} for rank in ranks}
         since = dict.fromkeys(ranks, time.monotonic())
-        while not self._done.is_set():
+        while not done.is_set():
             beat = {"meetings": self._group.meetings, "alive": self._group.alive, "host": self._host}
             with suppress(OSError):  # a full disk is told where it matters
                 storage.write_text(self._path(self._group.rank), json.dumps(beat))
@@ -66,7 +54,7 @@ class Watchdog:
             if hanging := self._hanging(seen, since):
                 self._bite(f"{hanging} did nothing for {self._seconds:g} s, and the others wait")
                 return
-            self._done.wait(self._seconds / BEATS)
+            done.wait(self._seconds / BEATS)
 
     def _hanging(self, seen: Mapping[int, Mapping[str, Any]], since: Mapping[int, float]) -> str:
         """Return who hangs; empty if nobody does, or it is this process, whose others will say so."""

@@ -12,7 +12,25 @@ import pytest
 
 from fmdist import stages, storage
 from fmdist.errors import Interrupted
+from fmdist.training.checkpoint import CheckpointStore, Saved
 from fmdist.training.phase import PhaseTrainer
+from fmdist.training.snapshot import Trainables, snapshot
+
+
+def save(
+    store: CheckpointStore, step: int, trainables: Trainables, state: Mapping[str, Any], score: float | None
+) -> None:
+    """Commit a checkpoint at once."""
+    copied = snapshot(trainables)
+    assert copied is not None
+    store.commit(step, copied, state, score)
+
+
+def load(store: CheckpointStore, saved: Saved, trainables: Trainables) -> None:
+    """Restore all of a checkpoint."""
+    store.load_roles(saved, trainables.roles)
+    store.load_progress(saved, trainables)
+
 
 TIMES = ("seconds", "samples_per_s")
 """What no two runs have in common."""

@@ -19,7 +19,7 @@ from fmdist.errors import CheckpointError, DataError
 from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
 from fmdist.training.snapshot import Trainables
-from tests.faults.rig import newest, outcome, small_recipe, steps, train_until
+from tests.faults.rig import load, newest, outcome, save, small_recipe, steps, train_until
 
 RECIPE = small_recipe({"ema": {"decay": 0.9}, "checkpoint": {"every_steps": 4, "keep": 4}})
 FILES = (
@@ -155,11 +155,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         return Trainables({"model": model}, {}, {"model": torch.optim.SGD(model.parameters())})
 
     kept = CheckpointStore(tmp_path, "max", CheckpointConfig())
-    kept.save(1, trainables(3), {}, None)
+    save(kept, 1, trainables(3), {}, None)
     saved = kept.newest()
     assert saved is not None
     with pytest.raises(CheckpointError, match="the weights don't fit the model of the recipe"):
-        kept.load(saved, trainables(4))
+        load(kept, saved, trainables(4))
 
 
 def test_a_damaged_best_does_not_stop_the_run(
@@ -214,7 +214,7 @@ def names(folder: Path) -> list[int]:
 def test_best_and_last_are_kept(tmp_path: Path, mode: str, best: int) -> None:
     kept = CheckpointStore(tmp_path, mode, CheckpointConfig(keep=1))
     for step, score in enumerate([0.5, 0.9, 0.9, 0.1, 0.4, None], start=1):
-        kept.save(step, linear(), {}, score)
+        save(kept, step, linear(), {}, score)
     assert names(tmp_path) == [best, 6]
     found = kept.best()
     assert found is not None
@@ -224,20 +224,20 @@ def test_best_and_last_are_kept(tmp_path: Path, mode: str, best: int) -> None:
 def test_old_ones_are_removed_by_age(tmp_path: Path) -> None:
     kept = CheckpointStore(tmp_path, "max", CheckpointConfig(keep=5, max_age_hours=1))
     for step in (1, 2, 3):
-        kept.save(step, linear(), {}, 0.5 if step == 1 else None)
+        save(kept, step, linear(), {}, 0.5 if step == 1 else None)
     assert names(tmp_path) == [1, 2, 3]
     for path in tmp_path.glob("step-*"):
         os.utime(path, (time.time() - 7200,) * 2)
-    kept.save(4, linear(), {}, None)
+    save(kept, 4, linear(), {}, None)
     assert names(tmp_path) == [1, 4]
 
 
 def test_a_kill_while_old_ones_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = CheckpointStore(tmp_path, "max", CheckpointConfig(keep=1))
-    kept.save(1, linear(), {}, None)
+    save(kept, 1, linear(), {}, None)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda path: (path / "manifest.json").unlink())
-        kept.save(2, linear(), {}, None)
+        save(kept, 2, linear(), {}, None)
     assert len(list(tmp_path.glob(".step-*.tmp"))) == 1
     saved = kept.newest()
     assert saved is not None

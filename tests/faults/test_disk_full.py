@@ -20,7 +20,7 @@ from fmdist.errors import TrainingError
 from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
 from fmdist.training.snapshot import Trainables
-from tests.faults.rig import outcome, small_recipe
+from tests.faults.rig import outcome, save, small_recipe
 
 LIMIT_BYTES = 4096
 """Less than the weights, more than state.json and the metrics."""
@@ -53,12 +53,12 @@ def whole_steps(store: CheckpointStore) -> list[str]:
 
 def test_a_file_that_can_t_grow(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, "max", CheckpointConfig(keep=1))
-    store.save(1, trainables(), {}, None)
+    save(store, 1, trainables(), {}, None)
     with small_files_only(), pytest.raises(OSError, match="File too large") as caught:
-        store.save(2, trainables(), {}, None)
+        save(store, 2, trainables(), {}, None)
     assert caught.value.errno == errno.EFBIG
     assert whole_steps(store) == ["step-0000000001"]
-    store.save(2, trainables(), {}, None)
+    save(store, 2, trainables(), {}, None)
     assert whole_steps(store) == ["step-0000000002"]
 
 
@@ -85,10 +85,10 @@ def fail_at(patch: pytest.MonkeyPatch, position: int) -> list[str]:
 
 def test_no_space_at_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, "max", CheckpointConfig(keep=1))
-    store.save(1, trainables(), {}, None)
+    save(store, 1, trainables(), {}, None)
     with monkeypatch.context() as patch:
         made = fail_at(patch, 0)
-        store.save(2, trainables(), {}, None)
+        save(store, 2, trainables(), {}, None)
     assert {"save_file", "write_text", "fsync", "mkdir", "rename", "replace"} == set(made)
     committed = len(made) - 1 - made[::-1].index("fsync")  # of the parent folder, after the rename
     for position in range(1, len(made) + 1):
@@ -97,7 +97,7 @@ def test_no_space_at_each_write_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             fail_at(patch, position)
             with pytest.raises(OSError, match="No space left"):
-                store.save(step, trainables(), {}, None)
+                save(store, step, trainables(), {}, None)
         added = set(whole_steps(store)) - set(before)
         assert set(before) <= set(whole_steps(store))
         assert added == ({f"step-{step:010d}"} if position > committed else set())

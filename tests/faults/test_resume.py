@@ -18,7 +18,7 @@ from fmdist.training import evaluation
 from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
 from fmdist.training.snapshot import Trainables
-from tests.faults.rig import newest, outcome, signal_at, small_recipe, steps, train_until
+from tests.faults.rig import load, newest, outcome, save, signal_at, small_recipe, steps, train_until
 
 CNN = {"kind": "cnn", "channels": [4, 8], "blocks": 1, "dropout": 0.2}
 AUGMENT = {"rotate": 10, "crop_padding": 1, "scale": {"min": 0.9, "max": 1.1}}
@@ -195,10 +195,10 @@ def test_every_optimizer_goes_on_exactly(name: str, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, "max", CheckpointConfig())
     whole, resumed = fresh(), fresh()
     learn(whole.roles["model"], whole.optimizers["model"], 0, 3)
-    store.save(3, whole, {}, None)
+    save(store, 3, whole, {}, None)
     saved = store.newest()
     assert saved is not None
-    store.load(saved, resumed)
+    load(store, saved, resumed)
     for trainables in (whole, resumed):
         learn(trainables.roles["model"], trainables.optimizers["model"], 3, 6)
     for left, right in zip(

@@ -17,6 +17,7 @@ from fmdist.training.checkpoint import CheckpointStore
 from fmdist.training.config import CheckpointConfig
 from fmdist.training.mirror import Mirror
 from fmdist.training.snapshot import Trainables
+from tests.faults.rig import load, save
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -40,19 +41,19 @@ def trainables(value: float) -> Trainables:
 def test_copies_follow_what_is_kept(url: str, tmp_path: Path) -> None:
     kept = store(tmp_path / "here", url)
     for step in (1, 2, 3):
-        kept.save(step, trainables(step), {}, None)
+        save(kept, step, trainables(step), {}, None)
     assert Mirror(url, "one").names() == ["step-0000000002", "step-0000000003"]
 
 
 def test_a_lost_folder_is_brought_back(url: str, tmp_path: Path) -> None:
-    store(tmp_path / "here", url).save(4, trainables(4.0), {}, None)
+    save(store(tmp_path / "here", url), 4, trainables(4.0), {}, None)
     again = store(tmp_path / "elsewhere", url)
     again.bring_back()
     saved = again.newest()
     assert saved is not None
     assert saved.step == 4
     loaded = trainables(0.0)
-    again.load(saved, loaded)
+    load(again, saved, loaded)
     model = loaded.roles["model"]
     assert isinstance(model, nn.Linear)
     assert torch.equal(model.weight, torch.full((2, 2), 4.0))
@@ -61,7 +62,7 @@ def test_a_lost_folder_is_brought_back(url: str, tmp_path: Path) -> None:
 def test_a_damaged_copy_is_named_and_not_used(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store(tmp_path / "here", url).save(4, trainables(4.0), {}, None)
+    save(store(tmp_path / "here", url), 4, trainables(4.0), {}, None)
     system, path = fsspec.core.url_to_fs(f"{url}/one/step-0000000004/model.safetensors")
     system.pipe_file(path, system.cat_file(path)[:-1])
     again = store(tmp_path / "elsewhere", url)
@@ -74,11 +75,11 @@ def test_a_damaged_copy_is_named_and_not_used(
 
 def test_a_copy_without_its_manifest_is_none(url: str, tmp_path: Path) -> None:
     kept = store(tmp_path / "here", url)
-    kept.save(4, trainables(4.0), {}, None)
+    save(kept, 4, trainables(4.0), {}, None)
     system, path = fsspec.core.url_to_fs(f"{url}/one/step-0000000004/{storage.MANIFEST}")
     system.rm_file(path)
     assert Mirror(url, "one").names() == []
-    kept.save(5, trainables(5.0), {}, None)
+    save(kept, 5, trainables(5.0), {}, None)
     assert Mirror(url, "one").names() == ["step-0000000004", "step-0000000005"]
 
 
@@ -86,10 +87,10 @@ def test_a_store_that_fails_is_told_and_tried_again(tmp_path: Path, caplog: pyte
     (tmp_path / "file").write_text("")
     kept = store(tmp_path / "here", f"file://{tmp_path}/file")
     with caplog.at_level(logging.WARNING):
-        kept.save(1, trainables(1.0), {}, None)
+        save(kept, 1, trainables(1.0), {}, None)
     assert "The next checkpoint tries again" in caplog.text
     (tmp_path / "file").unlink()
-    kept.save(2, trainables(2.0), {}, None)
+    save(kept, 2, trainables(2.0), {}, None)
     assert len(Mirror(f"file://{tmp_path}/file", "one").names()) == 2
 
 
@@ -104,7 +105,7 @@ def test_a_damaged_checkpoint_is_replaced_by_its_copy(
 ) -> None:
     kept = store(tmp_path / "here", url)
     for step in (1, 2):
-        kept.save(step, trainables(step), {}, None)
+        save(kept, step, trainables(step), {}, None)
     weights = tmp_path / "here" / "step-0000000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
@@ -116,10 +117,10 @@ def test_a_damaged_checkpoint_is_replaced_by_its_copy(
 
 
 def test_runs_of_one_store_leave_each_other_alone(url: str, tmp_path: Path) -> None:
-    store(tmp_path / "here", url).save(1, trainables(1.0), {}, None)
+    save(store(tmp_path / "here", url), 1, trainables(1.0), {}, None)
     config = CheckpointConfig(store=url)
     other = CheckpointStore(tmp_path / "there", "max", config, {"recipe": {"name": "two"}, "versions": {}})
-    other.save(5, trainables(5.0), {}, None)
+    save(other, 5, trainables(5.0), {}, None)
     assert Mirror(url, "one").names() == ["step-0000000001"]
     assert Mirror(url, "two").names() == ["step-0000000005"]
 
@@ -128,7 +129,7 @@ def test_what_else_lies_in_a_store_is_left_alone(url: str, tmp_path: Path) -> No
     system, path = fsspec.core.url_to_fs(f"{url}/one/artifact/{storage.MANIFEST}")
     system.makedirs(path.rpartition("/")[0], exist_ok=True)
     system.pipe_file(path, b"{}")
-    store(tmp_path / "here", url).save(1, trainables(1.0), {}, None)
+    save(store(tmp_path / "here", url), 1, trainables(1.0), {}, None)
     assert system.exists(path)
 
 
@@ -141,7 +142,7 @@ def test_a_store_out_of_reach_matters_only_if_nothing_is_here(
     kept.mirror = Reached(out, "one")
     with pytest.raises(CheckpointError, match="can't be read"):
         kept.bring_back()
-    kept.save(1, trainables(1.0), {}, None)
+    save(kept, 1, trainables(1.0), {}, None)
     with caplog.at_level(logging.WARNING):
         kept.bring_back()
     assert "Going on from what is here" in caplog.text

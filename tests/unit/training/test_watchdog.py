@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fmdist.background import running
 from fmdist.training.group import Group
 from fmdist.training.watchdog import Watchdog
 
@@ -35,7 +36,7 @@ def group(rank: int = 0, meetings: int = 7) -> Group:
 def test_the_one_that_met_the_others_less_often_hangs(meetings: int, said: str, tmp_path: Path) -> None:
     told: list[str] = []
     beat(tmp_path, 1, meetings)
-    with Watchdog(group(), SECONDS, tmp_path, told.append):
+    with running(Watchdog(group(), SECONDS, tmp_path, told.append).watch, "watchdog"):
         time.sleep(4 * SECONDS)
     # Who is behind says nothing: the others do.
     assert [line.startswith(said) for line in told] == ([True] if said else [])
@@ -43,7 +44,7 @@ def test_the_one_that_met_the_others_less_often_hangs(meetings: int, said: str, 
 
 def test_signs_of_work_on_any_process_keep_it_quiet(tmp_path: Path) -> None:
     told: list[str] = []
-    with Watchdog(group(), SECONDS, tmp_path, told.append):
+    with running(Watchdog(group(), SECONDS, tmp_path, told.append).watch, "watchdog"):
         for number in range(12):
             beat(tmp_path, 1, 6, alive=number)
             time.sleep(SECONDS / 3)
