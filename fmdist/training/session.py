@@ -65,8 +65,7 @@ def train_run(
         working = stack.enter_context(engine(config, context, run.path, scaling, roles))
         if scaling is not None:
             stack.enter_context(drawn_by_sample(task.roles().values(), working.draws))
-        several = scaling is not None and context.world_size > 1
-        if several and context.records is not None and context.hanging is not None:
+        if scaling and context.world_size > 1 and context.records and context.hanging:
             dog = Watchdog(working.group, scaling.hang_seconds, context.records, context.hanging)
             stack.enter_context(running(dog.watch, "watchdog"))
         store = CheckpointStore(run.path / CHECKPOINTS, task.primary[1], config.checkpoint, run.origin)
