@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 import ray
 
+from fmdist.background import running
 from fmdist.environment import kept_variables
 from fmdist.errors import CapabilityError, UsageError
 
@@ -20,6 +22,8 @@ POLL_SECONDS = 0.1
 
 KNOCK_SECONDS = 10.0
 """How long a cluster's port may take to answer."""
+
+_PORT = "RAY_GCS_SERVER_PORT"
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +47,16 @@ def cluster(address: str | None) -> Iterator[None]:
         # One process less for each attempt: `fmdist.orchestration.overseer` looks after machines that leave.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
-            _connect(address or os.environ.get("RAY_ADDRESS"))
+            # It takes seconds, most of which go by in other processes.
+            with running(_import_trainer, "imports"):
+                _connect(address or os.environ.get("RAY_ADDRESS"))
             yield
         finally:
             ray.shutdown()
+
+
+def _import_trainer(done: threading.Event) -> None:
+    importlib.import_module("ray.train.torch")
 
 
 def _connect(address: str | None) -> None:
@@ -74,8 +84,15 @@ def _start() -> None:
         free.bind(("", 0))
         port = free.getsockname()[1]
     here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
-    ray.init(address="local", logging_level=logging.WARNING)
+    os.environ |= {_PORT: str(port), "RAY_ADDRESS": f"{here}:{port}", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    # Nobody looks at a cluster that lives as long as a command: eight processes less to start.
+    ray.init(address="local", logging_level=logging.WARNING, include_dashboard=False)
+
+
+def is_own() -> bool:
+    """Return whether the cluster that this process is connected to was started by it."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address.endswith(f":{os.environ.get(_PORT)}")
 
 
 def _knock(address: str | None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fmdist import storage
-from fmdist.orchestration.cluster import machines, room
+from fmdist.orchestration.cluster import cluster, machines, room, wait_for
 from fmdist.training.scaling import ScalingConfig
 
 LOOK_SECONDS, STEADY_LOOKS = 1.0, 3
@@ -25,6 +26,23 @@ def possible(scaling: ScalingConfig, sizes: Sequence[int]) -> int:
     """Return the largest of the numbers of workers for which there is room now; 0 without any."""
     found = room(machines(), each(scaling), scaling.placement)
     return max((size for size in sizes if size <= found), default=0)
+
+
+@contextmanager
+def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
+    """Be connected to a cluster that has what the workers need, while entered.
+
+    Args:
+        scaling: the recipe's section.
+        address: of the cluster; see `fmdist.orchestration.cluster.cluster`.
+
+    Raises:
+        CapabilityError: if the cluster is too small.
+        UsageError: if no cluster answers.
+    """
+    with cluster(address):
+        wait_for(each(scaling), scaling.least, scaling.placement, scaling.wait_seconds, threading.Event())
+        yield
 
 
 class Overseer:

@@ -9,8 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,18 @@ from typing import Any
 import ray.exceptions
 import ray.train
 import torch.distributed as dist
+from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from fmdist import storage
 from fmdist.background import running
 from fmdist.contracts import Context
 from fmdist.errors import CapabilityError, FmdistError, Interrupted, TrainingError
-from fmdist.orchestration.cluster import cluster, wait_for
+from fmdist.orchestration.cluster import is_own, wait_for
 from fmdist.orchestration.overseer import Overseer, each, possible
 from fmdist.training.scaling import ScalingConfig
 from fmdist.training.signals import StopRequest
@@ -48,26 +52,10 @@ LONGEST_WAIT = 60.0
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def ready(scaling: ScalingConfig, address: str | None) -> Iterator[None]:
-    """Be connected to a cluster that has what the workers need, while entered.
-
-    Args:
-        scaling: the recipe's section.
-        address: of the cluster; see `fmdist.orchestration.cluster.cluster`.
-
-    Raises:
-        CapabilityError: if the cluster is too small.
-        UsageError: if no cluster answers.
-    """
-    with cluster(address):
-        wait_for(each(scaling), scaling.least, scaling.placement, scaling.wait_seconds, threading.Event())
-        yield
-
-
 def train_on_workers(work: Work, scaling: ScalingConfig, folder: Path, sizes: Sequence[int]) -> None:
-    """Let all workers do ``work`` together, and again after one was lost, until it is done; see `ready`.
+    """Let all workers do ``work`` together, and again after one was lost, until it is done.
 
+    The cluster must be connected; see `fmdist.orchestration.overseer.ready`.
     SIGTERM and SIGINT are passed on: the workers save at the end of a step, and `Interrupted` is raised here.
 
     Args:
@@ -149,7 +137,7 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
     with tempfile.TemporaryDirectory(
         dir=folder, prefix=".ray-", suffix=".tmp", ignore_cleanup_errors=True
     ) as records:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             partial(_worker, work, run.stop, Path(records), "auto" if gpus else "cpu"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=size,
@@ -173,11 +161,33 @@ def _attempt(work: Work, scaling: ScalingConfig, size: int, run: _Run) -> Except
         # The second is the controller's, which runs in a process of its own.
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             ended = _lost(error)
+            if is_own():
+                _free()
         if hanging := sorted(Path(records).glob(f"*{HANGING}")):
             ended = RuntimeError(hanging[0].read_text(encoding="utf-8"))
         # The folder is this user's alone, so what lies there was written by the workers.
         raised = sorted(Path(records).glob(f"*{RAISED}"))
         return pickle.loads(raised[0].read_bytes()) if raised else ended
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the helpers that have nothing to do here: each is a process and seconds."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Batches don't come from Ray Data.
+        idle: tuple[type, ...] = (DatasetsCallback,)
+        if is_own():
+            # It asks the dashboard, which a cluster of one's own hasn't got; see `_free`.
+            idle += (PlacementGroupCleanerCallback,)
+        found = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in found if not isinstance(callback, idle)]
+
+
+def _free() -> None:
+    """Give back what a controller that was lost had reserved in a cluster of one's own."""
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
 
 
 def _worker(work: Work, stop: Path, records: Path, device: str) -> None:

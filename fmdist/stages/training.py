@@ -100,9 +100,9 @@ def train(
 
 def _ready(scaling: ScalingConfig, address: str | None) -> AbstractContextManager[None]:
     # Imported here: Ray takes half a second, and most runs don't need it.
-    from fmdist.orchestration import workers
+    from fmdist.orchestration import overseer
 
-    return workers.ready(scaling, address)
+    return overseer.ready(scaling, address)
 
 
 def _train_on_workers(

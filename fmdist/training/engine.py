@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from fmdist import component
 from fmdist.contracts import Batch, Context
 from fmdist.environment import kept_variables
 from fmdist.errors import CapabilityError, TrainingError
+from fmdist.memory import freed_is_kept
 from fmdist.training.config import TrainConfig
 from fmdist.training.dropout import Draws
 from fmdist.training.group import Group
@@ -200,7 +201,7 @@ def engine(
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     drawn = torch.get_rng_state()
-    with kept_variables():
+    with kept_variables(), freed_is_kept() if device.type == "cpu" else nullcontext():
         try:
             if config.threads is not None:
                 torch.set_num_threads(config.threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,25 @@ class Group:
         dist.all_reduce(total)
         summed: list[float] = total.tolist()
         return summed
+
+    def summing(self, values: Sequence[float | torch.Tensor]) -> Callable[[], list[float]]:
+        """Begin what `sum` does and return what waits for it: it costs nothing while there is work to do.
+
+        Scalars on the device may be among the values, which aren't waited for before.
+        """
+        if self.size == 1:
+            return lambda: [float(value) for value in values]
+        numbers = [torch.as_tensor(value, dtype=torch.float64, device=self._device) for value in values]
+        total = torch.stack(numbers)
+        work = dist.all_reduce(total, async_op=True)
+
+        def wait() -> list[float]:
+            self.meetings += 1
+            work.wait()
+            summed: list[float] = total.tolist()
+            return summed
+
+        return wait
 
     def follow(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first process's."""

@@ -22,6 +22,7 @@ from fmdist.training.checkpoint import Saved
 from fmdist.training.config import TrainConfig
 from fmdist.training.engine import Engine
 from fmdist.training.evaluation import evaluate
+from fmdist.training.feed import Feed
 from fmdist.training.group import Group
 from fmdist.training.listeners import (
     MetricsFile,
@@ -122,20 +123,20 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
 
     # Closed at the end, since a caught exception would keep the loader's processes alive.
     with StopRequest() as stop, tools.writer, closing(batch for batch in loader) as batches:
+        feed = Feed(batches, config.accumulate, task, engine)
         while progress.epoch < config.epochs and not progress.stopped_early:
             for module in roles.values():
                 module.train()
             for position in range(progress.position, plan.steps_per_epoch):
                 # 4. One step: every phase that is due sees the same microbatches.
-                window = [engine.place(next(batches)) for _ in range(config.accumulate)]
+                window = feed.window(_asked(stop, tools.context))
                 watch.lap("data")
-                count = sum([task.count(batch) for batch in window])
-                total, asked = _agree(group, count, _asked(stop, tools.context))
                 engine.seed(generator, step_seed(seed, progress.epoch, position))
                 factor = lr_factor(config, progress.step, plan.steps_per_epoch)
+                heard = None
                 for trainer in trainers:
                     if progress.step % trainer.phase.every == 0:
-                        trainer.step(roles, window, total, generator, factor, watch)
+                        heard = trainer.step(roles, window, feed.total, generator, factor, watch, feed.beside)
                 for role, average in trainables.averages.items():
                     average.update_parameters(trainables.roles[role])
                 progress.position = position + 1
@@ -149,7 +150,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
                 if progress.step % config.log_every_steps == 0 or (last and config.evaluates(progress.epoch)):
                     _record(progress, trainers, tools.listeners, time.perf_counter() - began)
                 watch.lap("other")
-                asked = _asked(stop, tools.context) if group.size == 1 else asked
+                asked = _asked(stop, tools.context) if group.size == 1 else feed.hear(heard)
                 if last or (not config.checkpoint.due(progress.step) and asked is None):
                     continue
                 save()
@@ -179,7 +180,7 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
 
             # 7. The epoch is over: save it, and stop where it was asked.
             progress.epoch, progress.position = progress.epoch + 1, 0
-            _, asked = _agree(group, 0, _asked(stop, tools.context))
+            asked = _agree(group, _asked(stop, tools.context))
             ended = progress.epoch == config.epochs or progress.stopped_early or asked is not None
             improved = score is not None and progress.best_step == progress.step
             due = progress.epoch % config.checkpoint.every_epochs == 0 or config.checkpoint.due(progress.step)
@@ -203,12 +204,9 @@ def _asked(stop: StopRequest, context: Context) -> int | None:
     return context.stop()
 
 
-def _agree(group: Group, count: float, asked: int | None) -> tuple[float, int | None]:
-    """Return the sum of the counts of all processes, and a signal if any of them was asked to stop."""
-    if group.size == 1:
-        return count, asked
-    total, signals = group.sum([count, float(asked or 0)])
-    return total, (asked or int(signal.SIGTERM)) if signals else None
+def _agree(group: Group, asked: int | None) -> int | None:
+    """Return a signal if any process was asked to stop."""
+    return (asked or int(signal.SIGTERM)) if any(group.sum([float(asked or 0)])) else None
 
 
 def step_seed(seed: int, epoch: int, position: int) -> int:

@@ -73,6 +73,8 @@ def check_options(name: str, options: Mapping[str, Any], weight_decay: float) ->
     if weight_decay and "weight_decay" not in inspect.signature(optimizer_class(name)).parameters:
         msg = f"{name} has no weight decay; set train.weight_decay to 0"
         raise ValueError(msg)
+    if not options:
+        return  # the first optimizer in a process has torch import its compiler: a second
     build: Any = optimizer_class(name)
     try:
         build([torch.zeros(1)], **_with_tuples(options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,11 +49,15 @@ class PhaseTrainer:
         generator: torch.Generator,
         factor: float,
         watch: Stopwatch,
-    ) -> None:
+        beside: Sequence[float],
+    ) -> list[float]:
         """Make one optimizer step on a window of microbatches, at ``factor`` times the learning rate.
 
         The loss is a sum over ``total``, which is known before the first forward, so that the split into
         workers and microbatches changes nothing. Synchronizes CPU and GPU once, for the guard.
+
+        Returns:
+            The numbers ``beside`` summed over all workers: they travel with the loss, during the backward.
 
         Raises:
             TrainingError: before the update, on all workers together, if the loss or the gradient's norm is
@@ -65,13 +69,14 @@ class PhaseTrainer:
         for batch in window:
             with unit.accumulating(batch is window[-1]):
                 self.engine.key(generator, batch)
-                out = self.phase.loss(roles, batch, generator)
+                outs.append(out := self.phase.loss(roles, batch, generator))
+                if batch is window[-1]:
+                    summed = self._summing(outs, beside)
                 watch.lap("forward")
                 self.engine.group.meetings += 1
                 unit.backward(out.loss_sum, total)
             watch.lap("backward")
-            outs.append(out)
-        sums = self._sums(outs)
+        sums, heard = summed()
         loss_sum = sums["loss"]
         finite = math.isfinite(loss_sum)
         if finite:
@@ -82,7 +87,7 @@ class PhaseTrainer:
             self.grad_norm = norm if norm is not None and math.isfinite(norm) else self.grad_norm
         if not finite:
             self._refuse(loss_sum / total)
-            return
+            return heard
         self.skipped = 0
         if self.phase.after is not None:
             self.phase.after(roles)
@@ -90,14 +95,22 @@ class PhaseTrainer:
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         watch.lap("optimizer")
+        return heard
 
-    def _sums(self, outs: Sequence[LossOut]) -> dict[str, float]:
-        """Return the loss and what was logged beside it, summed over microbatches and workers."""
-        sums = {"loss": sum([out.loss_sum.item() for out in outs])}
-        for out in outs:
-            for name, value in out.logs.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-        return dict(zip(sums, self.engine.group.sum(list(sums.values())), strict=True))
+    def _summing(
+        self, outs: Sequence[LossOut], beside: Sequence[float]
+    ) -> Callable[[], tuple[dict[str, float], list[float]]]:
+        """Begin to sum the loss, what was logged, and what is ``beside``, over microbatches and workers."""
+        names = ["loss", *outs[0].logs]
+        values = [value for out in outs for value in (out.loss_sum.detach(), *out.logs.values())]
+        waiting = self.engine.group.summing([*values, *beside])
+
+        def wait() -> tuple[dict[str, float], list[float]]:
+            found = waiting()
+            ours, others = found[: len(values)], found[len(values) :]
+            return {name: sum(ours[at :: len(names)]) for at, name in enumerate(names)}, others
+
+        return wait
 
     def mean_loss(self) -> float:
         """Return the mean loss since the last training record; nan right after one."""
