@@ -1,6 +1,6 @@
 """Distributed training against bare torch DDP, Accelerate and Ray Train: speed, start-up, checkpoints.
 
-Run with ``python -m benchmarks.distributed [steady|whole|checkpoints|startup]...``; all of it takes about 20
+Run with ``python -m benchmarks.distributed [steady|whole|checkpoints|startup]...``; all of it takes about 30
 minutes on 2 cores. Every figure is a ratio of runs of the same round, since a shared machine's speed drifts:
 
 - steady: samples per second with one and two workers over the best of the three others, same model, same
@@ -33,8 +33,8 @@ import yaml
 from benchmarks.harness import RESULTS, spread, write_results
 from benchmarks.peers import BATCH, WARM, recipe
 
-ROUNDS = 3
-STEPS = 80
+ROUNDS = 5
+STEPS = 200
 FMDIST = str(Path(sys.executable).with_name("fmdist"))
 
 
