@@ -217,6 +217,8 @@ class ExportSpec:
     openvino_route: Literal["trace", "exported"] = "trace"
     float_only: Mapping[str, str] = field(default_factory=dict)
     """Runtime -> why the module can't be quantized for it."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Patterns of the names of layers whose sizes can't change -> why."""
     probes: tuple[tuple[int, int], ...] = ((2, 0), (5, 0))
     """Batch sizes and lengths at which an export is compared with torch; the first is the example."""
 

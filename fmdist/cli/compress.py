@@ -12,16 +12,47 @@ from fmdist.cli.frame import Answer, FilePath, verb
 
 @verb()
 @click.argument("run", type=FilePath)
-@click.option("--quantize", metavar="int8", help="Quantize weights and activations.")
+@click.option("--quantize", type=click.Choice(["int8"]), help="Quantize weights and activations.")
+@click.option("--prune-channels", type=float, metavar="RATIO", help="Remove this share of the channels.")
+@click.option(
+    "--low-rank", type=float, metavar="ENERGY", help="Factor layers, keeping this share, such as 0.9."
+)
+@click.option("--prune-weights", type=float, metavar="SHARE", help="Make this share of the weights zero.")
+@click.option(
+    "--finetune-epochs", type=int, metavar="N", help="Train after those three (0: not) [default: 5]."
+)
 @click.option("--max-drop", type=float, metavar="X", help="Loss of the primary metric allowed, such as 0.01.")
 @click.option(
     "-o", "--output", type=FilePath, metavar="DIR", help="The artifact's folder [default: artifacts/<run>]."
 )
-def compress(run: Path, quantize: str | None, max_drop: float | None, output: Path | None) -> Answer:
-    """Export a run to OpenVINO and ONNX, quantize it, verify and measure the result."""
+def compress(
+    run: Path,
+    quantize: str | None,
+    prune_channels: float | None,
+    low_rank: float | None,
+    prune_weights: float | None,
+    finetune_epochs: int | None,
+    max_drop: float | None,
+    output: Path | None,
+) -> Answer:
+    """Prune, factor and quantize a run's model for OpenVINO and ONNX; verify and measure the result."""
     from fmdist import stages
 
-    artifact = stages.compress(run, quantize=quantize, max_drop=max_drop, output=output)
+    settings: dict[str, dict[str, Any]] = {
+        kind: {key: value}
+        for kind, key, value in (
+            ("prune_channels", "ratio", prune_channels),
+            ("low_rank", "energy", low_rank),
+            ("prune_weights", "sparsity", prune_weights),
+        )
+        if value is not None
+    }
+    if finetune_epochs is not None:
+        for given in settings.values():
+            given["finetune"] = {"epochs": finetune_epochs} if finetune_epochs else None
+    if quantize is not None:
+        settings["quantize"] = {"precision": quantize}
+    artifact = stages.compress(run, passes=settings, max_drop=max_drop, output=output)
     data, text = describe(artifact)
     return Answer(data, f"{text}\n\nartifact: {artifact}\nreport:   {artifact / 'report.html'}")
 

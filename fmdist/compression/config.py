@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -46,6 +47,15 @@ class CompressConfig(Section):
         if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
             message = f"a pass may stand here once; remove the second {', '.join(sorted(twice))}"
             raise ValueError(message)
+        return passes
+
+    @field_validator("passes")
+    @classmethod
+    def _in_order(cls, passes: tuple[PassConfig, ...]) -> tuple[PassConfig, ...]:
+        for before, after in pairwise(passes):
+            if after.order < before.order:
+                message = f"{after.kind()} must stand before {before.kind()}, which works on what it leaves"
+                raise ValueError(message)
         return passes
 
     @field_validator("runtimes")

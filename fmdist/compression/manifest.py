@@ -6,7 +6,7 @@ may be missing; every other key is always there.
 
 ::
 
-    format            2
+    format            3
     kind              "artifact"
     name              the recipe's name
     created           UTC, ISO 8601
@@ -21,11 +21,12 @@ may be missing; every other key is always there.
     primary           {name, mode: "max"|"min", max_drop}; max_drop is in the metric's own units
     parameters        number of weights of the original model
     models            {runtime: {variant: {file, files, bytes, gzip_bytes, size_ratio}}}
-                      runtime: "openvino"|"onnxruntime"; variant: "fp32"|"int8"; `file` is what a runtime
-                      opens, `files` all that it needs; size_ratio = bytes / bytes of the same runtime's fp32
+                      runtime: "openvino"|"onnxruntime"; variant: "fp32"|"reduced"|"int8"; "reduced" is what
+                      the passes on the torch model left, in float32. `file` is what a runtime opens, `files`
+                      all that it needs; size_ratio = bytes / bytes of the same runtime's fp32
     results           rows, one per (runtime, variant, precision), torch's first; on the TEST split:
         runtime         "torch" (eager, the original) | "openvino" | "onnxruntime"
-        variant         "fp32" | "int8"
+        variant         as in `models`
         precision       "f32" (asked for) | "default" (what the runtime chooses on this CPU)
         executed        {precision: number of layers with weights that really ran in it}, such as
                         {"int8": 6} or {"bf16": 6}; {} for torch
@@ -37,22 +38,25 @@ may be missing; every other key is always there.
         latency_ms      {median, p10} of one sample
         throughput_per_s  samples per second, at the benchmark's batch size
         speedup         torch's median latency / this one's
-    parity            rows: {runtime, batch, length, max_abs_difference, max_abs_reference, relative,
-                      tolerance}; FP32 (float32 asked for) against torch; relative = difference / reference;
-                      length is that of the free axes, null without any
+    parity            rows: {runtime, variant, batch, length, max_abs_difference, max_abs_reference, relative,
+                      tolerance}; float models (float32 asked for) against torch; relative = difference /
+                      reference; length is that of the free axes, null without any
     validation        {torch: {name: value}, size}: the original on the split that chose candidates
     passes            one per pass, in order:
         stage           name of its folder under stages/
         kind, config    as in the recipe
         seconds         that it took
-        candidates      rows: {runtime, setting, values: {precision: primary metric on validation}, value
-                        (the worst of them), drop, error, seconds, chosen}; error = relative RMS difference
-                        of the outputs from the float model's
-        coverage        {runtime: {layers, quantized_layers, parameters, quantized_parameters,
-                        left: [{name, type, shape, parameters, reason}]}}
+        on              "torch": before the export | "exported": on the models of the runtimes
+        candidates      on "exported", rows: {runtime, setting, values: {precision: primary metric on
+                        validation}, value (the worst of them), drop, error, seconds, chosen}; drop and error
+                        (relative RMS difference of the outputs) are against the float model.
+                        On "torch", its rounds: {setting, value (on validation), parameters, nonzero}
+        coverage        {runtime or "torch": {layers, changed_layers, parameters, changed_parameters,
+                        left: [{name, type, shape, parameters, reason}]}}; for torch also
+                        changed: [{name, type, of, changed}], numbers of weights
         skipped         {runtime: why the pass left its model as it was}
         before, after   {runtime: {value, drop, bytes, gzip_bytes, latency_ms, throughput_per_s}}; on the test
-                        split at the default precision; `before` is fp32
+                        split at the default precision. On "torch": {torch: {parameters, nonzero}}
     stages            rows {name, seconds}: every stage, in order
     benchmark         {threads, batch_size, samples: {"runtime-variant-precision": n}, torch_threads}
     evaluation        {test_size, validation_size, calibration_size, split_sha256: {split: hash} or null}
@@ -83,7 +87,7 @@ from fmdist.compression.subject import Subject
 from fmdist.compression.verification import TORCH_ROW, row_name
 from fmdist.environment import ARTIFACT, hardware, versions
 
-FORMAT = 2
+FORMAT = 3
 
 _CHUNK = 2**20
 
@@ -92,10 +96,16 @@ _CHUNK = 2**20
 class Records:
     """The outcomes of the stages, from which a manifest is assembled."""
 
-    export: Done
+    exports: Sequence[Done]
+    """Of the original, and of what the passes on the torch model left of it."""
     passes: Sequence[Done]
     verify: Done
     benchmark: Done
+
+    @property
+    def all(self) -> tuple[Done, ...]:
+        """Every stage."""
+        return (*self.exports, *self.passes, self.verify, self.benchmark)
 
 
 def describe(output: Path, file: str) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def assemble(
     subject: Subject, max_drop: float, records: Records, evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the manifest without the ``files`` that `fmdist.storage.seal` adds."""
-    exported, verified = records.export.record, records.verify.record
+    exported, verified = records.exports[0].record, records.verify.record
     models = _models(records)
     results = _results(records, models)
     target = subject.splits.spec.target
@@ -141,7 +151,7 @@ def assemble(
         "passes": [_pass(done, results) for done in records.passes],
         "stages": [
             {"name": done.name, "seconds": done.seconds}
-            for done in (records.export, *records.passes, records.verify, records.benchmark)
+            for done in sorted(records.all, key=lambda done: done.name)
         ],
         "benchmark": records.benchmark.record["conditions"],
         "evaluation": evaluation,
@@ -153,7 +163,7 @@ def assemble(
 
 def _models(records: Records) -> dict[str, dict[str, Any]]:
     models: dict[str, dict[str, Any]] = {}
-    for done in (records.export, *records.passes):
+    for done in (*records.exports, *records.passes):
         for runtime, described in done.record["models"].items():
             models.setdefault(runtime, {})[done.record["variant"]] = dict(described)
     for variants in models.values():
@@ -169,7 +179,7 @@ def _results(records: Records, models: Mapping[str, Mapping[str, Any]]) -> list[
     rows = []
     for row in records.verify.record["results"]:
         described = (
-            {**records.export.record["weights"], "size_ratio": 1.0}
+            {**records.exports[0].record["weights"], "size_ratio": 1.0}
             if row["runtime"] == "torch"
             else models[row["runtime"]][row["variant"]]
         )
@@ -181,16 +191,22 @@ def _results(records: Records, models: Mapping[str, Mapping[str, Any]]) -> list[
 
 def _pass(done: Done, results: list[dict[str, Any]]) -> dict[str, Any]:
     record = done.record
+    on_torch = "before" in record
     return {
         "stage": done.name,
         "kind": record["config"]["kind"],
+        "on": "torch" if on_torch else "exported",
         "config": record["config"],
         "seconds": done.seconds,
         "candidates": record["candidates"],
         "coverage": record["coverage"],
         "skipped": record["skipped"],
-        "before": _side(record["models"], record["from"], results),
-        "after": _side(record["models"], record["variant"], results),
+        "before": {"torch": record["before"]}
+        if on_torch
+        else _side(record["models"], record["from"], results),
+        "after": {"torch": record["after"]}
+        if on_torch
+        else _side(record["models"], record["variant"], results),
     }
 
 

@@ -1,4 +1,7 @@
-"""The stages of a compression, in order: export -> passes -> verify -> benchmark -> manifest.
+"""The stages of a compression, in order.
+
+Export, passes on the torch model, export of what they left, passes on the exported models, verification,
+benchmark, manifest.
 
 Each stage is done once, see `fmdist.compression.stage`; a compression that was killed goes on after the last
 finished one, and a changed setting repeats only what depends on it.
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,8 @@ from fmdist.compression import benchmark, verification
 from fmdist.compression.config import CompressConfig
 from fmdist.compression.export import export_models, frozen
 from fmdist.compression.manifest import Records, assemble, describe
-from fmdist.compression.passes.base import PassConfig, Workbench
+from fmdist.compression.passes.base import ExportedPass, TorchPass, Workbench
+from fmdist.compression.reducing import CHANGES, check_budget, reduce
 from fmdist.compression.stage import FOLDER, Done, Stages
 from fmdist.compression.subject import (
     Subject,
@@ -75,41 +79,56 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
         _check_owner(output, subject)
         _own(output, subject)
         stages = Stages(output, ending.check)
-        exported = _export(subject, config, stages)
-        passes: list[Done] = []
-        for position, settings in enumerate(config.passes):
-            last = position == len(config.passes) - 1
-            passes.append(_apply(subject, config, settings, stages, "model" if last else ""))
-        verified = _verify(subject, stages)
+        exports, passes = [_export(subject, config, stages, "fp32")], []
+        current, lost = subject, 0.0
+        for settings in config.passes:
+            if isinstance(settings, TorchPass):
+                current, done = reduce(subject, current, settings, stages)
+                passes.append(done)
+        if passes:
+            lost = check_budget(subject, current, config)
+            exports.append(_export(current, config, stages, "reduced"))
+        for settings in config.passes:
+            if isinstance(settings, ExportedPass):
+                last = settings is config.passes[-1]
+                passes.append(_apply(current, config, settings, stages, "model" if last else "", lost))
+        verified = _verify(subject, current, stages)
         measured = _benchmark(subject, config, stages)
-        return _commit(subject, config, Records(exported, passes, verified, measured), output)
+        return _commit(subject, config, Records(exports, passes, verified, measured), output)
 
 
-def _export(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
+def _export(subject: Subject, config: CompressConfig, stages: Stages, variant: str) -> Done:
     spec = subject.export
-    # What runs is always openvino/model.xml: the float model makes way for what a pass will put there.
-    openvino_name = "model.fp32.xml" if config.passes else "model.xml"
-    names = {"openvino": f"openvino/{openvino_name}", "onnxruntime": "onnx/model.onnx"}
+    # What runs is always openvino/model.xml: other float models make way for what a pass will put there.
+    exported = [settings for settings in config.passes if isinstance(settings, ExportedPass)]
+    final = not exported and (variant == "reduced" or not config.passes)
+    names = {
+        "openvino": f"openvino/{'model' if final else f'model.{variant}'}.xml",
+        "onnxruntime": f"onnx/{'model' if variant == 'fp32' else f'model.{variant}'}.onnx",
+    }
+    stem = "model" if variant == "fp32" else variant
+    architecture = "architecture.json" if variant == "fp32" else f"{variant}.architecture.json"
+    changes = [stages.output / file for done in stages.done for file in done.files if file.endswith(CHANGES)]
     possible = [runtime for runtime in names if runtime == "openvino" or spec.onnx_route is not None]
     chosen: dict[str, str] = {runtime: names[runtime] for runtime in config.runtimes or possible}
 
-    def work() -> tuple[dict[str, Any], list[str]]:
+    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
         output = stages.output
         for file in chosen.values():
             (output / file).parent.mkdir(exist_ok=True)
         with _scratch(output) as folder:
             export_models(spec, {runtime: output / file for runtime, file in chosen.items()}, folder)
-        _write_weights(subject, output)
+        _write_weights(subject, output / f"{stem}.safetensors", output / architecture, changes)
         models = {runtime: describe(output, file) for runtime, file in chosen.items()}
-        weights = describe(output, "model.safetensors")
+        weights = describe(output, f"{stem}.safetensors")
         record = {
-            "variant": "fp32",
+            "variant": variant,
             "models": models,
             "weights": weights,
             "signature": _signature(subject),
             "parameters": sum(parameter.numel() for parameter in spec.module.parameters()),
         }
-        return record, [*_files(models), "model.safetensors", "architecture.json"]
+        return record, [*_files(models), f"{stem}.safetensors", architecture]
 
     inputs = {
         "fingerprint": subject.fingerprint,
@@ -120,17 +139,27 @@ def _export(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
         "names": [spec.input_names, spec.output_names],
         "versions": versions(ARTIFACT),
     }
-    return stages.run("export", inputs, work)
+    return stages.run("export" if variant == "fp32" else f"export-{variant}", inputs, work)
 
 
-def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stages: Stages, stem: str) -> Done:
-    """Run one pass on what the stage before it left; ``stem``, or else the variant, names OpenVINO's file."""
+def _apply(
+    subject: Subject,
+    config: CompressConfig,
+    settings: ExportedPass,
+    stages: Stages,
+    stem: str,
+    lost: float,
+) -> Done:
+    """Run one pass on what the stage before it left.
+
+    ``stem``, or else the variant, names OpenVINO's file; ``lost`` is what of the budget is spent.
+    """
     before = stages.done[-1]
     models = {runtime: stages.output / item["file"] for runtime, item in before.record["models"].items()}
 
-    def work() -> tuple[dict[str, Any], list[str]]:
+    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
         with _scratch(stages.output) as folder:
-            outcome = settings.apply(_workbench(subject, config, models, folder))
+            outcome = settings.apply(_workbench(subject, config.max_drop - lost, config, models, folder))
             variant = outcome.variant
             named = {
                 "openvino": f"openvino/{stem or f'model.{variant}'}.xml",
@@ -153,7 +182,7 @@ def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stage
     inputs = {
         "config": settings.to_recipe(),
         "models": before.files,
-        "max_drop": config.max_drop,
+        "max_drop": config.max_drop - lost,
         "calibration_samples": config.calibration_samples,
         "seed": subject.seed,
         "stem": stem,
@@ -165,10 +194,12 @@ def _apply(subject: Subject, config: CompressConfig, settings: PassConfig, stage
     return stages.run(settings.kind(), inputs, work)
 
 
-def _verify(subject: Subject, stages: Stages) -> Done:
-    def work() -> tuple[dict[str, Any], list[str]]:
+def _verify(subject: Subject, current: Subject, stages: Stages) -> Done:
+    reduced = None if current is subject else current
+
+    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
         with _scratch(stages.output) as folder:
-            return verification.verify(subject, _ways(stages), folder), []
+            return verification.verify(subject, reduced, _ways(stages), folder), []
 
     inputs = {
         "models": [done.files for done in stages.done],
@@ -182,7 +213,7 @@ def _verify(subject: Subject, stages: Stages) -> Done:
 
 
 def _benchmark(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
-    def work() -> tuple[dict[str, Any], list[str]]:
+    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
         with _scratch(stages.output) as folder:
             return benchmark.measure(subject.export, _ways(stages), config.benchmark, folder), []
 
@@ -213,7 +244,7 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
         if all(sealed.get(key) == facts[key] for key in facts.keys() - volatile):
             return Result(output, sealed)
         (output / storage.MANIFEST).unlink()
-    done = (records.export, *records.passes, records.verify, records.benchmark)
+    done = records.all
     written = {file for stage in done for file in stage.files}
     for folder in _MODEL_FOLDERS.values():
         for file in (output / folder).glob("*"):
@@ -229,7 +260,7 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
 
 
 def _workbench(
-    subject: Subject, config: CompressConfig, models: Mapping[str, Path], folder: Path
+    subject: Subject, max_drop: float, config: CompressConfig, models: Mapping[str, Path], folder: Path
 ) -> Workbench:
     splits, task, rule = subject.splits, subject.task, subject.task.decoding()
     targets = splits.validation.targets
@@ -248,7 +279,7 @@ def _workbench(
         reference=torch_rows(task, splits.validation),
         score=primary,
         mode=task.primary[1],
-        max_drop=config.max_drop,
+        max_drop=max_drop,
         float_only=subject.export.float_only,
     )
 
@@ -261,20 +292,23 @@ def _ways(stages: Stages) -> list[verification.Model]:
     return verification.ways(models)
 
 
-def _write_weights(subject: Subject, output: Path) -> None:
-    """Write the original's weights, and what rebuilds the module that they belong to."""
+def _write_weights(subject: Subject, file: Path, architecture: Path, changes: Sequence[Path]) -> None:
+    """Write weights, and what rebuilds the module that they belong to."""
     state = frozen(subject.export.module).state_dict()
     # Copies, since safetensors refuses tensors that share memory.
-    save_file(
-        {name: value.clone().contiguous() for name, value in state.items()}, output / "model.safetensors"
-    )
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, file)
     shapes = {
         name: {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         for name, value in state.items()
     }
     storage.write_json(
-        output / "architecture.json",
-        {"format": 1, "model": subject.recipe.get("model"), "parameters": shapes},
+        architecture,
+        {
+            "format": 2,
+            "model": subject.recipe.get("model"),
+            "changes": [change for found in changes for change in storage.read_json(found)["served"]],
+            "parameters": shapes,
+        },
     )
 
 

@@ -2,7 +2,8 @@
 
 ``stages/NN-name/done.json`` holds ``key`` (SHA-256 of the settings and the hashes of the input files), the
 ``record`` that the stage returned, the SHA-256 of every file that it wrote, and its ``seconds``. It is
-written last; a stage without a valid marker, or whose files were changed, is done again.
+written last; a stage without a valid marker, or whose files were changed, is done again. While it is being
+done, ``begun.json`` holds the key, and what lies beside it (checkpoints) is gone on from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 from fmdist import storage
 from fmdist.errors import CheckpointError
 
-MARKER = "done.json"
+MARKER, BEGUN = "done.json", "begun.json"
 FOLDER = "stages"
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class Done:
     seconds: float
 
 
-Work = Callable[[], tuple[dict[str, Any], list[str]]]
-"""Does a stage; returns its record (JSON values) and the files it wrote, relative to the artifact."""
+Work = Callable[[Path], tuple[dict[str, Any], list[str]]]
+"""Does a stage, in whose folder it may keep what it needs to go on; returns its record (JSON values) and the
+files it wrote, relative to the artifact."""
 
 
 class Stages:
@@ -74,19 +77,28 @@ class Stages:
         self.done.append(found)
         return found
 
+    def folder(self, name: str) -> Path:
+        """Return the folder of a finished stage, by its numbered name."""
+        return self.output / FOLDER / name
+
     def _do(self, folder: Path, numbered: str, key: str, work: Work) -> Done:
+        # What another stage has left here is nothing to go on from.
+        if folder.is_dir() and _key(folder / BEGUN) != key:
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        storage.write_json(folder / BEGUN, {"key": key})
         # From here until it is sealed again, the folder is no finished artifact.
         (self.output / storage.MANIFEST).unlink(missing_ok=True)
         (folder / MARKER).unlink(missing_ok=True)
         start = time.perf_counter()
-        record, files = work()
+        record, files = work(folder)
         hashes = {file: storage.sha256(self.output / file) for file in files}
         done = Done(numbered, record, hashes, round(time.perf_counter() - start, 3))
         storage.write_json(
             folder / MARKER,
             {"key": key, "seconds": done.seconds, "record": done.record, "files": done.files},
         )
+        (folder / BEGUN).unlink()
         return done
 
     def _finished(self, marker: Path, numbered: str, key: str) -> Done | None:
@@ -104,6 +116,13 @@ class Stages:
                 log.warning("%s: %s is missing or was changed; doing the stage again", numbered, file)
                 return None
         return Done(numbered, value["record"], value["files"], value["seconds"])
+
+
+def _key(file: Path) -> str | None:
+    try:
+        return str(storage.read_json(file)["key"]) if file.is_file() else None
+    except (CheckpointError, KeyError):
+        return None
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:

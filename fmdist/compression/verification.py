@@ -5,7 +5,7 @@ Shapes: B batch, N samples, S numbers that a sample's score takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,12 @@ def ways(models: Mapping[str, Mapping[str, Path]]) -> list[Model]:
     return found
 
 
-def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any]:
+def verify(subject: Subject, reduced: Subject | None, models: list[Model], folder: Path) -> dict[str, Any]:
     """Return parity with torch and the full metrics of each model on the test split.
 
     Args:
         subject: the original.
+        reduced: what passes on the torch model left of it.
         models: from `ways`.
         folder: an empty folder for inputs and outputs.
 
@@ -71,11 +72,16 @@ def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any
         CompressionError: if FP32 outputs differ from torch's, a model needs refused code, or can't run.
     """
     spec, splits = subject.export, subject.splits
-    references: dict[str, NDArray[np.float32]] = {}
+    modules = {"fp32": spec.module} | ({} if reduced is None else {"reduced": reduced.export.module})
+    references: dict[str, dict[str, NDArray[np.float32]]] = {variant: {} for variant in modules}
     inputs = {}
     for batch, length in spec.probes:
         name = f"probe{batch}x{length}"
-        inputs[name], references[name] = _probe(subject, (batch, length), folder / name)
+        values = spec.example_inputs(batch, length)
+        inputs[name] = _probe(spec, values, folder / name)
+        for variant, module in modules.items():
+            with torch.no_grad():
+                references[variant][name] = frozen(module)(*values).numpy()
     job = {
         "models": [
             {"name": m.name, "file": str(m.file), "runtime": m.runtime, "precision": m.precision}
@@ -109,29 +115,27 @@ def verify(subject: Subject, models: list[Model], folder: Path) -> dict[str, Any
     }
 
 
-def _probe(
-    subject: Subject, size: tuple[int, int], folder: Path
-) -> tuple[dict[str, Path], NDArray[np.float32]]:
-    """Write example inputs of one (batch, length); return their files and torch's outputs for them."""
-    spec = subject.export
-    values = spec.example_inputs(*size)
-    with torch.no_grad():
-        outputs = frozen(spec.module)(*values).numpy()
+def _probe(spec: ExportSpec, values: Sequence[torch.Tensor], folder: Path) -> dict[str, Path]:
+    """Write inputs and return their files by name."""
     folder.mkdir()
     files = {name: folder / f"{name}.npy" for name in spec.input_names}
     for file, value in zip(files.values(), values, strict=True):
         np.save(file, value.numpy())
-    return files, outputs
+    return files
 
 
 def _parity(
-    spec: ExportSpec, models: list[Model], references: Mapping[str, NDArray[np.float32]], folder: Path
+    spec: ExportSpec,
+    models: list[Model],
+    references: Mapping[str, Mapping[str, NDArray[np.float32]]],
+    folder: Path,
 ) -> list[dict[str, Any]]:
     rows = []
     for model in models:
-        if model.variant != "fp32" or (model.runtime == "openvino" and model.precision != "f32"):
+        if model.variant not in references or (model.runtime == "openvino" and model.precision != "f32"):
             continue
-        for (batch, length), (name, reference) in zip(spec.probes, references.items(), strict=True):
+        expected = references[model.variant].items()
+        for (batch, length), (name, reference) in zip(spec.probes, expected, strict=True):
             outputs = np.load(folder / f"{model.name}.{name}.npy")
             if outputs.shape != reference.shape:
                 raise CompressionError(
@@ -143,6 +147,7 @@ def _parity(
             rows.append(
                 {
                     "runtime": model.runtime,
+                    "variant": model.variant,
                     "batch": batch,
                     "length": length or None,
                     **_difference(model.runtime, _size(batch, length), outputs, reference),

@@ -21,8 +21,8 @@ from fmdist.deployment.runtime import RUNTIMES, Inputs, Session, check_choice, o
 from fmdist.errors import CheckpointError, DataError, UsageError
 from fmdist.tasks.decoding import answer
 
-FORMAT = 2
-VARIANTS = ("int8", "fp32")
+FORMAT = 3
+VARIANTS = ("int8", "reduced", "fp32")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -30,6 +31,9 @@ class ModelConfig(ComponentConfig):
     onnx_float_only: ClassVar[str | None] = None
     """Why it does so in ONNX Runtime alone."""
 
+    fixed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Patterns of the names of layers whose sizes can't change -> why."""
+
     def build(self, spec: DataSpec, outputs: int) -> nn.Module:
         """Return a new module for the inputs of ``spec``, of the form that `form` names."""
         raise NotImplementedError
@@ -54,6 +58,7 @@ class ModelConfig(ComponentConfig):
             onnx_route=self.onnx_route,
             openvino_route=self.openvino_route,
             float_only={} if self.onnx_float_only is None else {"onnxruntime": self.onnx_float_only},
+            fixed=self.fixed,
             probes=((2, longest), (5, max(longest // 2, min(longest, 4)))),
         )
 

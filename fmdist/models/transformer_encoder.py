@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -16,6 +18,10 @@ from fmdist.models.sequence import mean_state, real_tokens
 
 class Config(ModelConfig):
     """The encoder of Vaswani et al. 2017 (arXiv:1706.03762), normalized first, with a linear head."""
+
+    fixed: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"embedding": "the table of positions that is added to it has its width"}
+    )
 
     width: int = Field(default=128, ge=2, multiple_of=2)
     """Features of a token."""

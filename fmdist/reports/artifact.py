@@ -27,7 +27,7 @@ from fmdist.reports.layout import (
     words,
 )
 
-FORMAT = 2
+FORMAT = 3
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 Record = Mapping[str, Any]
@@ -182,7 +182,7 @@ def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
             )
             for row in rows
         ),
-        "Outputs of the fp32 files, float32 asked for, against torch's on the same inputs.",
+        "Outputs of the float files, float32 asked for, against torch's on the same inputs.",
     )
     if broken := [row for row in rows if row["relative"] > row["tolerance"]]:
         where = ", ".join(f"{NAMES[row['runtime']]} at batch {row['batch']}" for row in broken)
@@ -192,11 +192,34 @@ def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
 
 def _pass(record: Record, manifest: Record) -> Section:
     blocks: list[Block] = []
-    if record["candidates"]:
+    if record["on"] == "torch":
+        blocks += _reduction(record)
+    elif record["candidates"]:
         blocks.append(_candidates(record["candidates"], manifest))
     for runtime, coverage in record["coverage"].items():
         blocks += _coverage(runtime, coverage)
     return Section(words(record["kind"]).capitalize(), tuple(blocks))
+
+
+def _reduction(record: Record) -> list[Block]:
+    before, after = record["before"]["torch"], record["after"]["torch"]
+    blocks: list[Block] = [
+        Note(
+            f"{after['parameters']:,} of {before['parameters']:,} parameters are left, of which "
+            f"{after['nonzero']:,} are not zero (before: {before['nonzero']:,})."
+        )
+    ]
+    if after["nonzero"] < before["nonzero"] and after["parameters"] == before["parameters"]:
+        text = "Zeros make the compressed file smaller. On these runtimes they make nothing faster."
+        blocks.append(Note(text, "warning"))
+    if record["candidates"]:
+        rows = tuple(
+            (row["setting"], number(row["value"]), f"{row['parameters']:,}", f"{row['nonzero']:,}")
+            for row in record["candidates"]
+        )
+        columns = ("", "on validation", "parameters", "not zero")
+        blocks.append(Table(columns, rows, "What was left after each round and its training."))
+    return blocks
 
 
 def _candidates(candidates: Sequence[Record], manifest: Record) -> Table:
@@ -224,10 +247,10 @@ def _candidates(candidates: Sequence[Record], manifest: Record) -> Table:
 
 
 def _coverage(runtime: str, coverage: Record) -> list[Block]:
-    share = coverage["quantized_parameters"] / max(coverage["parameters"], 1)
+    share = coverage["changed_parameters"] / max(coverage["parameters"], 1)
     text = (
-        f"{NAMES[runtime]}: {coverage['quantized_layers']} of {coverage['layers']} layers with weights are "
-        f"quantized, {share:.1%} of the parameters."
+        f"{NAMES[runtime]}: {coverage['changed_layers']} of {coverage['layers']} layers with weights were "
+        f"changed, {share:.1%} of their parameters."
     )
     if not coverage["left"]:
         return [Note(text)]

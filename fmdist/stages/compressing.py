@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmdist import component
-from fmdist.errors import CheckpointError, UsageError
+from fmdist.errors import CheckpointError
 from fmdist.stages.checks import check_compression
 from fmdist.stages.places import ARTIFACTS, REPORT, open_trained
 from fmdist.stages.recipe import Recipe, load_recipe, only
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 def compress(
     run: Path | str,
     *,
-    quantize: str | None = None,
+    passes: Mapping[str, Mapping[str, Any]] | None = None,
     max_drop: float | None = None,
     output: Path | None = None,
 ) -> Path:
@@ -31,7 +32,8 @@ def compress(
 
     Args:
         run: the run's folder.
-        quantize: ``int8`` adds the ``quantize`` pass if the recipe's ``compress`` section has none.
+        passes: kind of pass -> settings, such as ``{"prune_channels": {"ratio": 0.5}, "quantize": {}}``: they
+            override those of the recipe's ``compress`` section, or are added to it.
         max_drop: overrides the recipe's; in units of the primary metric.
         output: the artifact's folder, by default ``artifacts/<name of the run's folder>``.
 
@@ -48,7 +50,7 @@ def compress(
     folder = Path(run)
     loaded = load_recipe(runs.recipe_path(folder))
     runs.check_not_training(folder)
-    config = compress_config(loaded, quantize, max_drop)
+    config = compress_config(loaded, passes or {}, max_drop)
     check_compression(loaded.model, config)
     recipe, data, task = open_trained(folder)
     saved = runs.load_best(folder, task)
@@ -74,16 +76,19 @@ def compress(
     return target
 
 
-def compress_config(recipe: Recipe, quantize: str | None, max_drop: float | None) -> CompressConfig:
-    """Return a recipe's ``compress`` section with the command line's wishes in it."""
+def compress_config(
+    recipe: Recipe, passes: Mapping[str, Mapping[str, Any]], max_drop: float | None
+) -> CompressConfig:
+    """Return a recipe's ``compress`` section with what a caller wants of passes in it, in their order."""
     from fmdist.recipe import parsing
 
     plain = recipe.plain.get("compress") or {"passes": []}
-    if quantize is not None:
-        if quantize != "int8":
-            raise UsageError(field="--quantize", problem="no such precision", value=quantize, allowed="int8")
-        if not any(item["kind"] == "quantize" for item in plain["passes"]):
-            plain["passes"] = [*plain["passes"], {"kind": "quantize"}]
+    known = {item["kind"]: item for item in plain["passes"]}
+    for kind, settings in passes.items():
+        known[kind] = {"kind": kind, **known.get(kind, {}), **settings}
+    orders = {kind: component.load(component.find("passes", kind)).order for kind in known}
+    if passes:
+        plain["passes"] = sorted(known.values(), key=lambda item: orders[item["kind"]])
     if max_drop is not None:
         plain["max_drop"] = max_drop
     config: CompressConfig = parsing.parse({"compress": plain}, only("compress"))["compress"]

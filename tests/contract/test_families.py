@@ -222,4 +222,4 @@ def test_int8_runs_in_every_runtime_that_the_family_exports_to(family: Family, t
     for runtime in runtimes if passes else ():
         if runtime not in manifest["passes"][0]["skipped"]:
             assert "int8" in manifest["models"][runtime]
-            assert manifest["passes"][0]["coverage"][runtime]["quantized_layers"] > 0
+            assert manifest["passes"][0]["coverage"][runtime]["changed_layers"] > 0

@@ -309,7 +309,8 @@ def test_data_that_changed_since_training(folder: Path) -> None:
         (["--max-drop", "inf"], "compress.max_drop: nan and inf are not allowed"),
         (["--max-drop", "-1"], "compress.max_drop: out of range, got -1.0"),
         (["--max-drop", "much"], "'much' is not a valid float"),
-        (["--quantize", "int3"], "--quantize: no such precision, got 'int3'; allowed: int8"),
+        (["--quantize", "int3"], "'int3' is not 'int8'"),
+        (["--prune-channels", "1"], "passes.0.ratio: out of range, got 1.0"),
     ],
     ids=" ".join,
 )

@@ -1,17 +1,27 @@
-"""What every compression pass is given and gives back."""
+"""What every compression pass is given and gives back.
+
+Two sorts follow each other: passes on the torch model, which may train on (`TorchPass`), and after the export
+passes on the models of the runtimes (`ExportedPass`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from fmdist.compression.finetune_config import FinetuneConfig
 from fmdist.recipe.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from fmdist.compression.reshape import Change
+    from fmdist.contracts import Task
+    from fmdist.data.splits import DataSplits
 
 BUDGET_SLACK = 1e-9
 """Float rounding that is no loss of a metric."""
@@ -19,7 +29,7 @@ BUDGET_SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Workbench:
-    """What a pass works with: the exported models so far, data to calibrate on and to choose by."""
+    """What an exported pass works with: the exported models so far, data to calibrate on and to choose by."""
 
     models: Mapping[str, Path]
     """Runtime -> the float model's file."""
@@ -32,13 +42,13 @@ class Workbench:
     rule: Mapping[str, Any]
     """By which a model's rows come from running it; see `fmdist.tasks.decoding`."""
     reference: NDArray[np.float32]
-    """The original's rows (N, S) on the validation split."""
+    """The float model's rows (N, S) on the validation split."""
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float]
     """The primary metric of rows (n, S) for the validation samples at n positions."""
     mode: Literal["max", "min"]
     """Whether more of the metric is better."""
     max_drop: float
-    """How much of the metric may be lost, in its own units."""
+    """How much of the metric may be lost against the float model, in its own units."""
     float_only: Mapping[str, str] = field(default_factory=dict)
     """Runtime -> why the model can't be quantized for it."""
 
@@ -49,7 +59,7 @@ class Workbench:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass leaves."""
+    """What an exported pass leaves."""
 
     variant: str
     """What the new models are called beside the float ones, such as ``int8``."""
@@ -63,13 +73,72 @@ class Outcome:
     """Runtime -> why the pass left its model as it was."""
 
 
+@dataclass
+class TorchBench:
+    """What a torch pass works with."""
+
+    task: Task
+    """Its roles hold the weights, on the CPU, in evaluation mode; the pass changes them in place."""
+    served: nn.Module
+    """What is exported; it shares its parts with the roles."""
+    example: tuple[Tensor, ...]
+    """Inputs of ``served``, for a batch of two or more."""
+    splits: DataSplits
+    seed: int
+    fixed: Mapping[str, str]
+    """Patterns of the names of layers whose sizes the family can't have changed -> why."""
+    finetune: Callable[[FinetuneConfig, str], None]
+    """Trains the task as it is now and keeps the best weights; the name tells the rounds of a pass apart."""
+    value: Callable[[], float]
+    """The primary metric of the task as it is now, on the validation split."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a torch pass leaves beside the changed task."""
+
+    coverage: dict[str, Any]
+    """See `fmdist.compression.passes.layers.summarize`."""
+    factored: Sequence[Change] = ()
+    """Layers of ``served`` that were replaced."""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """The rounds: {setting, value, parameters, nonzero}."""
+
+
 class PassConfig(ComponentConfig):
-    """The base of every pass kind's ``Config``."""
+    """The base of every pass kind's ``Config``; use `TorchPass` or `ExportedPass`."""
+
+    order: ClassVar[int] = 0
+    """Passes follow each other by rising numbers."""
+
+
+class ExportedPass(PassConfig):
+    """A pass on the models of the runtimes."""
+
+    order: ClassVar[int] = 100
 
     def apply(self, bench: Workbench) -> Outcome:
         """Do the pass.
 
         Raises:
             CompressionError: if it changed nothing, or lost more than the budget whatever was tried.
+        """
+        raise NotImplementedError
+
+
+class TorchPass(PassConfig):
+    """A pass on the torch model, before the export."""
+
+    ignore: tuple[str, ...] = ()
+    """Names of layers to leave as they are, or patterns such as `layer4.*`."""
+    finetune: FinetuneConfig | None = FinetuneConfig()
+    """Training afterwards, or after every round; null leaves it out."""
+
+    def reduce(self, bench: TorchBench) -> Reduced:
+        """Do the pass on the task of ``bench``.
+
+        Raises:
+            CompressionError: if it changed nothing, or the model no longer runs.
+            CapabilityError: if a name of ``ignore`` fits no layer, or no layer can be changed.
         """
         raise NotImplementedError

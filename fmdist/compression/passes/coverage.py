@@ -98,9 +98,9 @@ def summarize(layers: list[Layer], reasons: Mapping[str, str], default_reason: s
     """
     return {
         "layers": len(layers),
-        "quantized_layers": sum(layer.quantized for layer in layers),
+        "changed_layers": sum(layer.quantized for layer in layers),
         "parameters": sum(prod(layer.shape) for layer in layers),
-        "quantized_parameters": sum(prod(layer.shape) for layer in layers if layer.quantized),
+        "changed_parameters": sum(prod(layer.shape) for layer in layers if layer.quantized),
         "left": list(_left(layers, reasons, default_reason)),
     }
 

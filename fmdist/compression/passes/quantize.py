@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fmdist.compression.passes import coverage, onnx_static
-from fmdist.compression.passes.base import Outcome, PassConfig, Workbench
+from fmdist.compression.passes.base import ExportedPass, Outcome, Workbench
 from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
 from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
@@ -35,7 +35,7 @@ REQUIRES = ("compress",)
 log = logging.getLogger(__name__)
 
 
-class Config(PassConfig):
+class Config(ExportedPass):
     """Settings that are tried; the best on validation is kept."""
 
     precision: Literal["int8"] = "int8"
@@ -53,7 +53,7 @@ class Config(PassConfig):
     """If the budget is missed, let NNCF return layers to float until it is met (OpenVINO only)."""
 
     def apply(self, bench: Workbench) -> Outcome:
-        """See `PassConfig.apply`."""
+        """See `ExportedPass.apply`."""
         quantizers = {"openvino": self._openvino, "onnxruntime": self._onnx}
         models, covered = {}, {}
         candidates: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ class Work:
         self.output = output
         self.times = 0
 
-    def __call__(self) -> tuple[dict[str, Any], list[str]]:
+    def __call__(self, _: Path) -> tuple[dict[str, Any], list[str]]:
         self.times += 1
         (self.output / "model.txt").write_text("weights")
         return {"size": 7}, ["model.txt"]
@@ -62,7 +62,7 @@ def test_a_damaged_stage_is_repeated(tmp_path: Path, work: Work, damage: str) ->
 
 
 def test_a_stage_that_fails_leaves_no_marker(tmp_path: Path, work: Work) -> None:
-    def fail() -> tuple[dict[str, Any], list[str]]:
+    def fail(_: Path) -> tuple[dict[str, Any], list[str]]:
         (tmp_path / "model.txt").write_text("half")
         raise KeyboardInterrupt
 

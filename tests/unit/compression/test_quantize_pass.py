@@ -35,8 +35,8 @@ def bench(subject: Subject, tmp_path: Path) -> Callable[..., Workbench]:
         exporter(replace(spec or subject.export, onnx_route="torchscript"), file)
         drafts = tmp_path / "drafts"
         drafts.mkdir()
-        config = CompressConfig(max_drop=max_drop, calibration_samples=50)
-        return _workbench(subject, config, {runtime: file}, drafts)
+        config = CompressConfig(calibration_samples=50)
+        return _workbench(subject, max_drop, config, {runtime: file}, drafts)
 
     return make
 
@@ -45,8 +45,8 @@ def bench(subject: Subject, tmp_path: Path) -> Callable[..., Workbench]:
 def test_every_layer_becomes_int8_and_runs_so(bench: Callable[..., Workbench], runtime: Runtime) -> None:
     outcome = ONE.apply(bench(runtime))
     covered = outcome.coverage[runtime]
-    assert covered["layers"] == covered["quantized_layers"] == 5
-    assert covered["parameters"] == covered["quantized_parameters"] == 8 * 9 * 9 + 16 * 9 * 24 + 160
+    assert covered["layers"] == covered["changed_layers"] == 5
+    assert covered["parameters"] == covered["changed_parameters"] == 8 * 9 * 9 + 16 * 9 * 24 + 160
     assert covered["left"] == []
     session = open_model(outcome.models[runtime], runtime)
     assert session.executed() == {"int8": 5}
@@ -186,7 +186,7 @@ def test_coverage_names_what_is_left_and_why(subject: Subject, tmp_path: Path) -
     export_openvino(subject.export, tmp_path / "model.xml")
     layers = coverage.openvino_layers(tmp_path / "model.xml")
     record = coverage.summarize(layers, {layers[0].name: "too dear"}, "not covered")
-    assert record["quantized_layers"] == 0
+    assert record["changed_layers"] == 0
     assert [layer["reason"] for layer in record["left"]] == ["too dear"] + ["not covered"] * 4
     assert record["left"][0]["shape"] == [8, 1, 3, 3]
 

@@ -35,7 +35,7 @@ def scratch(folder: Path) -> Path:
 
 
 def test_what_was_written_equals_torch_and_is_scored(subject: Subject, tmp_path: Path) -> None:
-    record = verification.verify(subject, exported(subject, tmp_path), scratch(tmp_path))
+    record = verification.verify(subject, None, exported(subject, tmp_path), scratch(tmp_path))
     assert [(row["runtime"], row["batch"]) for row in record["parity"]] == [
         ("openvino", 2),
         ("openvino", 5),
@@ -73,7 +73,7 @@ def test_an_unfaithful_export_fails(subject: Subject, tmp_path: Path) -> None:
     models = exported(subject, tmp_path)
     off = replace(subject, export=replace(subject.export, module=Shifted(subject.export.module)))
     with pytest.raises(CompressionError, match="FP32 outputs differ from torch's at batch size 2"):
-        verification.verify(off, models, scratch(tmp_path))
+        verification.verify(off, None, models, scratch(tmp_path))
 
 
 @pytest.mark.parametrize("value", [1.0 + 2e-5, np.nan])

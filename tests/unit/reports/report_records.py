@@ -177,9 +177,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
                 "coverage": {
                     "openvino": {
                         "layers": 7,
-                        "quantized_layers": 6,
+                        "changed_layers": 6,
                         "parameters": 317_002,
-                        "quantized_parameters": 315_722,
+                        "changed_parameters": 315_722,
                         "left": [left],
                     }
                 },

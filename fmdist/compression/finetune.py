@@ -1,0 +1,148 @@
+"""Training after a pass, by the loop that trains everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fmdist.compression.finetune_config import FinetuneConfig
+from fmdist.contracts import Batch, Context, Dataset, InputSpec, Phase, Roles, Task
+from fmdist.data.splits import DataSplits
+from fmdist.metrics import MetricCollection
+from fmdist.training import run as runs
+from fmdist.training.config import CheckpointConfig, TrainConfig
+from fmdist.training.distill_config import DistillConfig
+from fmdist.training.distillation import Teacher, distill
+from fmdist.training.session import train_run
+
+
+class KeepingZeros:
+    """A task whose weights stay zero where they are zero now; in all else it is the task that it wraps."""
+
+    def __init__(self, task: Task) -> None:
+        self.spec = task.spec
+        self.inputs: tuple[InputSpec, ...] = task.inputs
+        self.primary: tuple[str, Literal["max", "min"]] = task.primary
+        self._task = task
+        self._again = {role: keeping_zeros(module.parameters()) for role, module in task.roles().items()}
+
+    def roles(self) -> dict[str, nn.Module]:
+        """Return the task's own roles."""
+        return self._task.roles()
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the task's phases, after each of which the zeros are zero again."""
+
+        def after(phase: Phase) -> Callable[[Roles], None]:
+            def both(roles: Roles) -> None:
+                self._again[phase.role]()
+                if phase.after is not None:
+                    phase.after(roles)
+
+            return both
+
+        return tuple(replace(phase, after=after(phase)) for phase in self._task.phases())
+
+    def count(self, batch: Batch) -> float:
+        """Return the task's count."""
+        return self._task.count(batch)
+
+    def served(self, roles: Roles) -> nn.Module:
+        """Return what the task serves."""
+        return self._task.served(roles)
+
+    def decoding(self) -> dict[str, Any]:
+        """Return the task's rule."""
+        return self._task.decoding()
+
+    def metrics(self) -> MetricCollection:
+        """Return the task's metrics."""
+        return self._task.metrics()
+
+    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
+        """Return the task's baseline."""
+        return self._task.baseline(train, part)
+
+    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
+        """Return the task's weights."""
+        return self._task.sample_weights(targets)
+
+
+def keeping_zeros(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
+    """Return what makes weights zero again that are zero now; call it after every step of an optimizer.
+
+    Only parameters of two or more dimensions are kept so, since a bias may be zero by chance. With an
+    optimizer of torch: ``optimizer.register_step_post_hook(lambda *_: again())``.
+    """
+    masks: list[tuple[nn.Parameter, Tensor]] = [
+        (value, value.detach() != 0) for value in parameters if value.ndim >= 2 and bool((value == 0).any())
+    ]
+
+    def again() -> None:
+        with torch.no_grad():
+            for position, (value, mask) in enumerate(masks):
+                if mask.device != value.device:
+                    masks[position] = value, mask = value, mask.to(value.device)
+                value.mul_(mask)
+
+    return again
+
+
+def finetune(
+    task: Task,
+    original: Task,
+    splits: DataSplits,
+    config: FinetuneConfig,
+    recipe: Mapping[str, Any],
+    folder: Path,
+    keep_zeros: bool = False,
+) -> None:
+    """Train a task on and leave it with its best weights; goes on where it was interrupted.
+
+    Args:
+        task: is changed in place; on the CPU afterwards.
+        original: the uncompressed model's, the teacher if there is to be one.
+        splits: train and validation are used.
+        config: how it is trained.
+        recipe: the run's; its ``train`` section holds but for what ``config`` says.
+        folder: for the checkpoints, of this training alone.
+        keep_zeros: see `KeepingZeros`.
+
+    Raises:
+        Interrupted: by a signal, once the state is saved.
+        TrainingError: if the loss is not finite.
+        CapabilityError: if this task can't be distilled.
+    """
+    train = TrainConfig.model_validate(recipe.get("train") or {}, strict=False)
+    train = train.model_copy(
+        update={
+            "epochs": config.epochs,
+            "lr": config.lr or train.lr,
+            "early_stopping": None,
+            "evaluate_every_epochs": 1,
+            "checkpoint": CheckpointConfig(),
+            "trackers": (),
+        }
+    )
+    learned: Task = task
+    if config.distill is not None:
+        teacher = Teacher(original, splits.preprocess.to_json())
+        settings = DistillConfig(teacher=Path(), **config.distill.model_dump())
+        learned = distill(task, settings, teacher, splits)
+    if keep_zeros:
+        learned = KeepingZeros(learned)
+    seed = int(recipe.get("seed", 0))
+    plain = {**recipe, "train": train.model_dump(mode="json")}
+    if not runs.is_finished(folder, plain):
+        with runs.open_run(folder, plain) as run:
+            runs.begin(run, plain, runs.signature(task, splits), splits.record)
+            train_run(run, learned, splits, train, seed, Context())
+            run.write("finished", {})
+    runs.load_best(folder, task)
