@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -79,7 +81,7 @@ class Config(TorchPass):
         for number in range(1, self.rounds + 1):
             if self.importance == "taylor":
                 _gradients(bench, self.samples)
-            pruner.step()
+            self._step(pruner)
             module.zero_grad()
             _mend_attention(module)
             if self.finetune is not None:
@@ -136,22 +138,45 @@ class Config(TorchPass):
             "bn_scale": torch_pruning.importance.BNScaleImportance,
         }
         heads = _heads(module)
-        return torch_pruning.pruner.BasePruner(
-            module,
-            example,
-            importance=kinds[importance or self.importance](),
-            global_pruning=self.scope == "global",
-            pruning_ratio=ratio,
-            max_pruning_ratio=max(self.most, ratio),
-            iterative_steps=rounds,
-            ignored_layers=[module.get_submodule(name) for name in fixed],
-            round_to=self.multiple,
-            # Its own defaults are dictionaries that all pruners of a process share.
-            num_heads=dict(heads),
-            in_channel_groups={},
-            out_channel_groups=dict(heads),
-            channel_groups={},
-        )
+        with warnings.catch_warnings():
+            # It prunes the last axis of bare parameters (class tokens, positions) and warns of it.
+            warnings.simplefilter("ignore")
+            return torch_pruning.pruner.BasePruner(
+                module,
+                example,
+                importance=kinds[importance or self.importance](),
+                global_pruning=self.scope == "global",
+                pruning_ratio=ratio,
+                max_pruning_ratio=max(self.most, ratio),
+                iterative_steps=rounds,
+                ignored_layers=[module.get_submodule(name) for name in fixed],
+                # Its own defaults are dictionaries that all pruners of a process share.
+                num_heads=dict(heads),
+                in_channel_groups={},
+                out_channel_groups=dict(heads),
+                channel_groups={},
+            )
+
+    @torch.no_grad()
+    def _step(self, pruner: Any) -> None:
+        """Remove a round's channels; of all that share them as many stay as make a multiple.
+
+        Torch-Pruning's own rounding takes the channels of one group (of a GroupNorm, of a head) for all.
+        """
+        graph = pruner.DG
+        for group in pruner.step(interactive=True):
+            layer, prune = group[0].dep.target.module, group[0].dep.handler
+            outputs = graph.is_out_channel_pruning_fn(prune)
+            total = (graph.get_out_channels if outputs else graph.get_in_channels)(layer)
+            parts = pruner._get_channel_groups(group)
+            size, unit = total // parts, self.multiple // math.gcd(self.multiple, parts)
+            kept = min(size, -(-(size - len(group[0].idxs) // parts) // unit) * unit)
+            whole = graph.get_pruning_group(layer, prune, list(range(total)))
+            worth = pruner.estimate_importance(whole).view(parts, size).mean(dim=0)
+            gone = worth.argsort(stable=True)[: size - kept]
+            if len(gone):
+                chosen = torch.cat([gone + part * size for part in range(parts)])
+                graph.get_pruning_group(layer, prune, chosen.tolist()).prune()
 
     def _fixed(self, bench: TorchBench, reasons: Mapping[str, str]) -> dict[str, str]:
         """Return the layers whose channels can't go, by trying: all together first, then one by one."""
@@ -172,7 +197,7 @@ class Config(TorchPass):
         module = copy.deepcopy(bench.served)
         expected = tuple(bench.served(*bench.example).shape)
         try:
-            self._pruner(module, bench.example, fixed, 0.5, 1, "magnitude").step()
+            self._step(self._pruner(module, bench.example, fixed, 0.5, 1, "magnitude"))
             _mend_attention(module)
             shape = tuple(module(*bench.example).shape)
         # Whatever a model does with its channels, it does it in its own code.
@@ -194,7 +219,7 @@ class Config(TorchPass):
             module = copy.deepcopy(bench.served)
             for parameter, value in zip(module.parameters(), bench.served.parameters(), strict=True):
                 parameter.grad = None if value.grad is None else value.grad.clone()
-            self._pruner(module, bench.example, list(reasons), ratio, 1).step()
+            self._step(self._pruner(module, bench.example, list(reasons), ratio, 1))
             _mend_attention(module)
             low, high = (low, ratio) if _operations(module, bench.example) <= allowed else (ratio, high)
         return high

@@ -32,8 +32,8 @@ class Config(TorchPass):
 
     order: ClassVar[int] = 30
 
-    sparsity: float = Field(default=0.8, gt=0, lt=1)
-    """Share of the weights that are zero in the end; with a pattern, the pattern says it."""
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the weights that are zero in the end; 0.8 unless `pattern` is given."""
     scope: Literal["global", "local"] = "global"
     """`global`: the smallest of all layers together; `local`: the same share of each."""
     pattern: str | None = None
@@ -57,9 +57,9 @@ class Config(TorchPass):
         return pattern
 
     @model_validator(mode="after")
-    def _one_round(self) -> Config:
-        if self.pattern is not None and "sparsity" in self.model_fields_set:
-            message = f"pattern {self.pattern} says how many weights are zero: leave sparsity out"
+    def _one_measure(self) -> Config:
+        if self.pattern is not None and self.sparsity is not None:
+            message = "give sparsity or pattern, not both"
             raise ValueError(message)
         return self
 
@@ -109,13 +109,14 @@ class Config(TorchPass):
 
     def _shares(self) -> list[float]:
         """Return the share of zeros after each round."""
+        share = 0.8 if self.sparsity is None else self.sparsity
         if self.schedule == "one_shot" or self.pattern is not None:
-            return [self.sparsity]
+            return [share]
         parts = [number / self.rounds for number in range(1, self.rounds + 1)]
         growth = {
-            "cubic": lambda part: self.sparsity * (1 - (1 - part) ** 3),
-            "exponential": lambda part: 1 - (1 - self.sparsity) ** part,
-            "multi_step": lambda part: self.sparsity * part,
+            "cubic": lambda part: share * (1 - (1 - part) ** 3),
+            "exponential": lambda part: 1 - (1 - share) ** part,
+            "multi_step": lambda part: share * part,
         }
         return [growth[self.schedule](part) for part in parts]
 

@@ -1,0 +1,144 @@
+"""Channels go from all layers that share them, and the model still runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fmdist.compression.finetune_config import FinetuneConfig
+from fmdist.compression.passes import prune_channels
+from fmdist.errors import CapabilityError
+from fmdist.models import resnet, vit
+from fmdist.models.attention import SelfAttention
+from tests.unit.compression.benches import SPLITS, bench
+
+
+def net(width: int = 16) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.GroupNorm(4, width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 10),
+    )
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn_scale"])
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+def test_half_of_the_channels_go(importance: Any, scope: Any) -> None:
+    module = net()
+    config = prune_channels.Config(ratio=0.5, importance=importance, scope=scope, multiple=4, samples=64)
+    outcome = config.reduce(bench(module))
+    widths = [module[0].out_channels, module[3].out_channels]
+    assert all(width % 4 == 0 for width in widths)
+    assert widths == [8, 8] if scope == "uniform" else sum(widths) < 32
+    assert module[1].num_features == module[3].in_channels == widths[0]
+    assert module[4].num_channels == module[7].in_features == widths[1]
+    assert module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+    covered = outcome.coverage
+    (left,) = covered["left"]
+    # Its inputs went with their channels.
+    assert covered["layers"] == 3
+    assert {row["name"] for row in covered["changed"]} | {left["name"]} >= {"0", "3"}
+    assert covered["changed_parameters"] == sum(row["changed"] for row in covered["changed"])
+
+
+def test_the_largest_channels_stay() -> None:
+    module = net()
+    with torch.no_grad():
+        module[0].weight[::2] *= 10
+    before = module[0].weight[::2].detach().clone()
+    prune_channels.Config(ratio=0.5).reduce(bench(module))
+    assert torch.equal(module[0].weight, before)
+
+
+def test_the_multiplications_that_may_stay() -> None:
+    import torch_pruning
+
+    module = net(64)
+    x = (torch.randn(2, 1, 8, 8),)
+    whole = torch_pruning.utils.count_ops_and_params(module, x)[0]
+    prune_channels.Config(flops=0.3, multiple=1).reduce(bench(module))
+    share = torch_pruning.utils.count_ops_and_params(module, x)[0] / whole
+    assert 0.25 < share <= 0.3
+
+
+def test_rounds_train_in_between() -> None:
+    module = net(32)
+    widths: list[tuple[str, int]] = []
+
+    def train(config: FinetuneConfig, name: str) -> None:
+        widths.append((name, module[0].out_channels))
+
+    prune_channels.Config(ratio=0.5, rounds=2, multiple=4).reduce(bench(module, train=train))
+    assert widths == [("round-1", 24), ("round-2", 16)]
+
+
+def test_a_residual_network_keeps_its_sums_whole() -> None:
+    module: Any = resnet.Config(depth=20, width=16).build(SPLITS.spec, 10)
+    outcome = prune_channels.Config(ratio=0.5).reduce(bench(module))
+    assert module.stem[0].out_channels == 8
+    assert module.head.in_features == 32
+    assert outcome.coverage["changed_layers"] == outcome.coverage["layers"]
+    sizes = [sum(value.numel() for value in part.parameters()) for part in (module,)]
+    assert sizes[0] < 0.3 * 274_000
+
+
+def test_heads_stay_whole() -> None:
+    module: Any = vit.Config().build(SPLITS.spec, 10)
+    heads = [part.heads for part in module.modules() if isinstance(part, SelfAttention)]
+    outcome = prune_channels.Config(ratio=0.5).reduce(bench(module))
+    assert outcome.coverage["changed_layers"] > 2
+    for part in module.modules():
+        if isinstance(part, SelfAttention):
+            assert part.query.out_features % part.heads == 0
+            assert part.query.out_features == part.key.out_features
+    assert [part.heads for part in module.modules() if isinstance(part, SelfAttention)] == heads
+    assert module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_ignored_layers_and_unknown_names() -> None:
+    module = net()
+    outcome = prune_channels.Config(ratio=0.5, ignore=("0",)).reduce(bench(module))
+    assert (module[0].out_channels, module[3].out_channels) == (16, 8)
+    assert {"name": "0", "reason": "ignored by the recipe"}.items() <= {
+        key: row[key] for row in outcome.coverage["left"] if row["name"] == "0" for key in ("name", "reason")
+    }.items()
+    with pytest.raises(CapabilityError, match="no layer has this name, got 'stem'"):
+        prune_channels.Config(ignore=("stem",)).reduce(bench(net()))
+
+
+def test_a_layer_whose_channels_the_model_counts_itself_stays() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free, self.counted = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = self.counted(self.free(x)).reshape(len(x), 16, -1).mean(dim=2)
+            logits: Tensor = self.head(states)
+            return logits
+
+    module = Counting()
+    outcome = prune_channels.Config(ratio=0.5).reduce(bench(module))
+    assert (module.free.out_channels, module.counted.out_channels) == (8, 16)
+    (reason,) = [row["reason"] for row in outcome.coverage["left"] if row["name"] == "head"]
+    assert reason == "its outputs are the model's"
+
+
+def test_what_has_no_channels_to_remove() -> None:
+    recurrent = nn.Sequential(nn.Flatten(2), nn.LSTM(64, 8))
+    with pytest.raises(CapabilityError, match="recurrent layers depend on each other over time"):
+        prune_channels.Config().reduce(bench(recurrent))
+    with pytest.raises(CapabilityError, match="the model has no BatchNorm, got 'bn_scale'"):
+        prune_channels.Config(importance="bn_scale").reduce(
+            bench(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        )
