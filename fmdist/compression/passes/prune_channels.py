@@ -9,8 +9,8 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ REQUIRES = ("compress",)
 _HEADS = ("num_heads", "heads", "num_attention_heads")
 """What attention modules call the number of their heads."""
 
-_PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "qkv")
+_PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "qkv", "query_key_value")
 
 _BATCH, _SEARCH = 64, 12
 
@@ -149,7 +149,7 @@ class Config(TorchPass):
                 pruning_ratio=ratio,
                 max_pruning_ratio=max(self.most, ratio),
                 iterative_steps=rounds,
-                ignored_layers=[module.get_submodule(name) for name in fixed],
+                ignored_layers=_leaves(module, fixed),
                 # Its own defaults are dictionaries that all pruners of a process share.
                 num_heads=dict(heads),
                 in_channel_groups={},
@@ -179,21 +179,27 @@ class Config(TorchPass):
                 graph.get_pruning_group(layer, prune, chosen.tolist()).prune()
 
     def _fixed(self, bench: TorchBench, reasons: Mapping[str, str]) -> dict[str, str]:
-        """Return the layers whose channels can't go, by trying: all together first, then one by one."""
-        trial = self._try(bench, list(reasons))
-        if trial.problem is None:
+        """Return the layers whose channels can't go, by trying: all together first, then each group."""
+        if self._try(bench, list(reasons)) is None:
             return {}
+        module = bench.served
+        names = {part: name for name, part in module.named_modules()}
+        graph = self._pruner(module, bench.example, list(reasons), 0.5, 1, "magnitude").DG
         found: dict[str, str] = {}
-        for name in found_layers.with_weights(bench.served):
-            if name in reasons or name in found:
-                continue
-            others = [other for other in found_layers.with_weights(bench.served) if other != name]
-            trial = self._try(bench, others)
-            if trial.problem is not None:
-                found[name] = f"without some of its channels the model breaks ({trial.problem})"
+        for group in graph.get_all_groups(ignored_layers=_leaves(module, reasons)):
+            together = {
+                names[item.dep.target.module]
+                for item in group
+                if item.dep.target.module in names and graph.is_out_channel_pruning_fn(item.dep.handler)
+            }
+            others = [name for name in found_layers.with_weights(module) if name not in together]
+            if (problem := self._try(bench, others)) is not None:
+                reason = f"without some of its channels the model breaks ({problem})"
+                found |= {name: reason for name in together if name in found_layers.with_weights(module)}
         return found
 
-    def _try(self, bench: TorchBench, fixed: list[str]) -> _Trial:
+    def _try(self, bench: TorchBench, fixed: list[str]) -> str | None:
+        """Return what goes wrong if half of the channels of a copy go, but for some layers'."""
         module = copy.deepcopy(bench.served)
         expected = tuple(bench.served(*bench.example).shape)
         try:
@@ -202,11 +208,8 @@ class Config(TorchPass):
             shape = tuple(module(*bench.example).shape)
         # Whatever a model does with its channels, it does it in its own code.
         except Exception as error:
-            said = " ".join(f"{type(error).__name__} {error}".split())[:120]
-            return _Trial(None, said)
-        if shape != expected:
-            return _Trial(None, f"its outputs are {shape}, not {expected}")
-        return _Trial(module, None)
+            return " ".join(f"{type(error).__name__} {error}".split())[:120]
+        return None if shape == expected else f"its outputs are {shape}, not {expected}"
 
     def _ratio_for(self, bench: TorchBench, reasons: Mapping[str, str]) -> float:
         """Return the smallest ratio that leaves no more than `flops` of the multiplications."""
@@ -225,9 +228,10 @@ class Config(TorchPass):
         return high
 
 
-class _Trial(NamedTuple):
-    module: nn.Module | None
-    problem: str | None
+def _leaves(module: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """Return layers by name, but none that others are part of: what holds a bare parameter holds them too."""
+    parts = (module.get_submodule(name) for name in names)
+    return [part for part in parts if not any(part.children())]
 
 
 def _sizes(layer: nn.Module) -> int:
@@ -238,7 +242,9 @@ def _last(module: nn.Module, example: tuple[Any, ...], layers: Mapping[str, nn.M
     """Return the layer that runs last."""
     ran: list[str] = []
     handles = [
-        layer.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, layer in layers.items()
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, layer in layers.items()
+        if not any(layer.children())
     ]
     try:
         with torch.no_grad():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fmdist.compression.finetune_config import FinetuneConfig
 from fmdist.compression.passes import prune_channels
+from fmdist.contracts import DataSpec, InputSpec, TargetSpec
 from fmdist.errors import CapabilityError
-from fmdist.models import resnet, vit
-from fmdist.models.attention import SelfAttention
+from fmdist.models import bert, resnet, transformer_encoder, vit
 from tests.unit.compression.benches import SPLITS, bench
 
 
@@ -30,7 +30,7 @@ def net(width: int = 16) -> Any:
     )
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn_scale"])
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 def test_half_of_the_channels_go(importance: Any, scope: Any) -> None:
     module = net()
@@ -43,11 +43,22 @@ def test_half_of_the_channels_go(importance: Any, scope: Any) -> None:
     assert module[4].num_channels == module[7].in_features == widths[1]
     assert module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
     covered = outcome.coverage
-    (left,) = covered["left"]
-    # Its inputs went with their channels.
-    assert covered["layers"] == 3
-    assert {row["name"] for row in covered["changed"]} | {left["name"]} >= {"0", "3"}
+    # The head's inputs went with their channels.
+    assert covered["changed_layers"] == covered["layers"] == 3
+    assert covered["left"] == []
     assert covered["changed_parameters"] == sum(row["changed"] for row in covered["changed"])
+
+
+def test_by_the_scale_of_its_batchnorm() -> None:
+    module = net()
+    with torch.no_grad():
+        module[1].weight.copy_(torch.arange(16.0))
+    before = module[0].weight[8:].detach().clone()
+    outcome = prune_channels.Config(ratio=0.5, importance="bn_scale").reduce(bench(module))
+    assert torch.equal(module[0].weight, before)
+    # What has no BatchNorm stays: GroupNorm's scales are none.
+    assert module[3].out_channels == 16
+    assert [row["name"] for row in outcome.coverage["left"]] == ["7"]
 
 
 def test_the_largest_channels_stay() -> None:
@@ -91,16 +102,34 @@ def test_a_residual_network_keeps_its_sums_whole() -> None:
     assert sizes[0] < 0.3 * 274_000
 
 
-def test_heads_stay_whole() -> None:
+TOKENS = DataSpec(
+    (InputSpec("text", (None,), "int64", size=50, longest=12),), TargetSpec("class", ("a", "b"))
+)
+IDS = (torch.randint(1, 50, (2, 12)),)
+
+
+@pytest.mark.parametrize("model", [bert.Config(hidden=64, heads=4), transformer_encoder.Config()], ids=str)
+def test_heads_stay_whole(model: Any) -> None:
+    module = model.build(TOKENS, 2).eval()
+    outcome = prune_channels.Config(ratio=0.5).reduce(bench(module, IDS, fixed=model.fixed))
+    found = [part for part in module.modules() if hasattr(part, "query")]
+    assert len(found) == 2
+    for part in found:
+        widths = {getattr(part, name).out_features for name in ("query", "key", "value")}
+        assert widths == {32 if isinstance(model, bert.Config) else 64}
+    assert module(torch.randint(1, 50, (3, 7))).shape == (3, 2)
+    left = {row["name"]: row["reason"] for row in outcome.coverage["left"]}
+    if isinstance(model, bert.Config):
+        assert module.bert.embeddings.word_embeddings.weight.shape == (50, 32)
+        assert not left
+    else:
+        assert left["embedding"] == "the table of positions that is added to it has its width"
+
+
+def test_patches_and_their_class_token_go_together() -> None:
     module: Any = vit.Config().build(SPLITS.spec, 10)
-    heads = [part.heads for part in module.modules() if isinstance(part, SelfAttention)]
-    outcome = prune_channels.Config(ratio=0.5).reduce(bench(module))
-    assert outcome.coverage["changed_layers"] > 2
-    for part in module.modules():
-        if isinstance(part, SelfAttention):
-            assert part.query.out_features % part.heads == 0
-            assert part.query.out_features == part.key.out_features
-    assert [part.heads for part in module.modules() if isinstance(part, SelfAttention)] == heads
+    prune_channels.Config(ratio=0.5).reduce(bench(module))
+    assert module.class_token.shape[2] == module.positions.shape[2] == module.patches.out_channels == 32
     assert module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
 
 
