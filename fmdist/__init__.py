@@ -9,9 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmdist.stages import Recipe, compress, evaluate, load_recipe, predict, report, run, train
+    from fmdist.stages import (
+        Recipe,
+        compress,
+        evaluate,
+        load_recipe,
+        open_module,
+        predict,
+        report,
+        run,
+        train,
+    )
 
-__all__ = ["Recipe", "compress", "evaluate", "load_recipe", "predict", "report", "run", "train"]
+__all__ = [
+    "Recipe",
+    "compress",
+    "evaluate",
+    "load_recipe",
+    "open_module",
+    "predict",
+    "report",
+    "run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -306,6 +306,7 @@ def _write_weights(subject: Subject, file: Path, architecture: Path, changes: Se
         {
             "format": 2,
             "model": subject.recipe.get("model"),
+            "spec": subject.splits.spec.to_json(),
             "changes": [change for found in changes for change in storage.read_json(found)["served"]],
             "parameters": shapes,
         },

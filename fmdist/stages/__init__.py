@@ -6,6 +6,7 @@ the folder that an earlier verb left. May import everything below; only `fmdist.
 
 from fmdist.stages.compressing import compress, compress_config
 from fmdist.stages.life import Life, run
+from fmdist.stages.modules import open_module
 from fmdist.stages.recipe import Recipe, load_recipe, sections
 from fmdist.stages.training import Trained, train
 from fmdist.stages.using import evaluate, predict, report
@@ -18,6 +19,7 @@ __all__ = [
     "compress_config",
     "evaluate",
     "load_recipe",
+    "open_module",
     "predict",
     "report",
     "run",

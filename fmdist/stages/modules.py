@@ -59,6 +59,34 @@ def checkpointed_task(recipe: Recipe, spec: DataSpec) -> Task:
     return task
 
 
+def open_module(artifact: Path | str) -> nn.Module:
+    """Return the torch module of an artifact, as the passes on it have left it, to be trained on.
+
+    Its float weights: what quantization did afterwards is in the runtimes' files alone. Where a pass made
+    zeros, `fmdist.compression.finetune.keeping_zeros` keeps them.
+
+    Raises:
+        CheckpointError: if ``artifact`` isn't one, or a file of it was changed.
+    """
+    from safetensors.torch import load_file
+
+    from fmdist import storage
+    from fmdist.compression import reshape
+    from fmdist.contracts import DataSpec
+    from fmdist.stages.recipe import load_recipe
+
+    folder = Path(artifact)
+    manifest = storage.verify(folder)
+    reduced = (folder / "reduced.safetensors").exists()
+    name, weights = ("reduced.", "reduced") if reduced else ("", "model")
+    architecture = storage.read_json(folder / f"{name}architecture.json")
+    task = checkpointed_task(load_recipe(manifest["recipe"]), DataSpec.from_json(architecture["spec"]))
+    module = task.served(task.roles())
+    reshape.apply(module, architecture["changes"])
+    module.load_state_dict(load_file(folder / f"{weights}.safetensors"))
+    return module.eval()
+
+
 def open_task(run: Path) -> Task:
     """Return a run's task with the weights of its best checkpoint; its data isn't needed.
 

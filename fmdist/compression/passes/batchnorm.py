@@ -8,6 +8,8 @@ from torch import nn
 
 from fmdist.contracts import Draw, Task
 from fmdist.data.splits import DataSplits
+from fmdist.tasks import decoding
+from fmdist.training.evaluation import as_arrays
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CHUNK = 128
@@ -27,7 +29,7 @@ def adapt(module: nn.Module, task: Task, splits: DataSplits, samples: int, seed:
     norms = [part for part in module.modules() if isinstance(part, _NORMS) and part.track_running_stats]
     if not norms:
         return
-    names = [item.name for item in task.inputs]
+    names, rule = [item.name for item in task.inputs], task.decoding()
     train = splits.train.plain()
     rows = np.random.default_rng(seed).permutation(len(train))[:samples].astype(np.int64)
     momenta = [norm.momentum for norm in norms]
@@ -37,8 +39,9 @@ def adapt(module: nn.Module, task: Task, splits: DataSplits, samples: int, seed:
             norm.momentum = None  # the plain mean over all batches
             norm.train()
         for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
-            batch = train.__getitems__(Draw(0, part))
-            module(*[batch[name] for name in names])
+            # By the rule, since what is served may read something else than the data, such as noise.
+            inputs = decoding.feed(rule, as_arrays(train.__getitems__(Draw(0, part))))
+            module(*[torch.from_numpy(inputs[name]) for name in names])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
