@@ -6,6 +6,8 @@ Shapes: B batch, T time, W width, H heads, D width of a head, K tokens of the vo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import torch
@@ -25,6 +27,12 @@ class Config(ModelConfig):
     """
 
     form: ClassVar[str] = "language"
+    fixed: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(
+            ("embedding", "blocks.*.query_key_value", "blocks.*.merge", "blocks.*.shrink"),
+            "rotary positions turn its channels in pairs, of the width between the blocks",
+        )
+    )
 
     layers: int = Field(default=4, ge=1)
     """Blocks."""

@@ -73,6 +73,13 @@ class Config(TorchPass):
         self._check(module)
         reasons = found_layers.ignored(layers, self.ignore, bench.fixed, self.kind())
         reasons[_last(module, bench.example, layers)] = "its outputs are the model's"
+        if layers.keys() <= reasons.keys():
+            raise CapabilityError(
+                field=f"compress.passes.{self.kind()}",
+                problem="there is no layer whose channels may go: "
+                + "; ".join(sorted(set(reasons.values()))),
+                fix="use prune_weights or quantize",
+            )
         reasons |= self._fixed(bench, reasons)
         before = {name: _sizes(layer) for name, layer in layers.items()}
         ratio = self.ratio or (0.5 if self.flops is None else self._ratio_for(bench, reasons))
