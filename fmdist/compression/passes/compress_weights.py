@@ -42,9 +42,11 @@ class Config(ExportedPass):
     """The precision of the weights, and how it is reached; scored on validation."""
 
     precision: Literal["int8_asym", "int8_sym", "int4_sym", "int4_asym", "nf4"] = "int8_asym"
-    """Of the weights; `asym` has a zero point beside the scale, `nf4` has steps as a normal distribution."""
+    """Of the weights; `asym` has a zero point beside the scale, `nf4` has steps as a normal distribution
+    needs them (OpenVINO only)."""
     group_size: int = Field(default=128, ge=-1)
-    """4 bits only: how many weights of one output share a scale; -1: all of them."""
+    """4 bits only: how many weights of one output share a scale; -1: all (OpenVINO only). ONNX Runtime takes
+    powers of two from 16 on."""
     ratio: float = Field(default=1.0, gt=0, le=1)
     """4 bits only: the share of the weights that get them, the least sensitive ones; the rest gets 8 bits."""
     sensitivity: Literal[
@@ -62,7 +64,7 @@ class Config(ExportedPass):
     gptq: bool = False
     """4 bits only: let later weights make up for the rounding of earlier ones (OpenVINO only)."""
     all_layers: bool = False
-    """4 bits only: give them to embeddings and to the last layer too."""
+    """4 bits only: give them to embeddings (OpenVINO only) and to the last layer too."""
     ignore: tuple[str, ...] = ()
     """Names of layers of an exported model to leave in float, or patterns such as `*embeddings*`."""
 
@@ -134,7 +136,7 @@ def _attempted(config: Config, bench: Workbench, runtime: str, names: Sequence[s
         theirs = type(error).__module__.startswith(("nncf", "onnxruntime"))
         if not theirs and not isinstance(error, RuntimeError | CompressionError | CheckpointError):
             raise
-        return _reason(error)
+        return _reason(error).replace(f"{bench.folder}/", "")
     if config.awq and any("No matching patterns" in line for line in heard):
         log.warning("%s: AWQ finds no pattern in this model that it can scale, and changes nothing", runtime)
         trial.setting += " (finds no pattern)"

@@ -1,7 +1,7 @@
 """Makes what NNCF (3.4) writes for ONNX what ONNX Runtime (1.31) reads; no weight changes its value.
 
-NNCF leaves axes of length 1 on the scales of convolutions, which have to be vectors, and gives each 4-bit zero
-point of a group a byte of its own, where two have to share one.
+NNCF leaves axes of length 1 on the scales of convolutions, which have to be vectors, and gives the 4-bit zero
+point of each group a byte of its own, where two have to share one.
 
 Shapes: N outputs, G groups.
 """

@@ -66,7 +66,7 @@ def bench(subject: Subject, tmp_path: Path) -> Make:
         drafts = tmp_path / "drafts"
         drafts.mkdir()
         config = CompressConfig(calibration_samples=20)
-        models = {runtime: files[runtime] for runtime in runtimes}
+        models: dict[str, Path] = {name: file for name, file in files.items() if name in runtimes}
         made = _workbench(subject, max_drop, config, models, drafts)
         # The original is the module, which the subject's weights know nothing of.
         return replace(made, reference=run(made, files[runtimes[0]], runtimes[0], "f32"))
@@ -167,7 +167,11 @@ def test_a_layer_that_vanished_is_an_error() -> None:
 
 def test_what_onnx_runtime_cannot_read_is_repaired() -> None:
     points = np.array([[1, 2, 3], [4, 5, 15]], np.uint8)
-    values = {"w": np.zeros((2, 3, 16), np.uint8), "s": np.ones((2, 3), np.float32), "z": points}
+    values: dict[str, np.ndarray[Any, Any]] = {
+        "w": np.zeros((2, 3, 16), np.uint8),
+        "s": np.ones((2, 3), np.float32),
+        "z": points,
+    }
     values |= {"c": np.zeros((4, 1, 3, 3), np.int8), "cs": np.arange(4, dtype=np.float32).reshape(4, 1, 1)}
     nodes = [
         helper.make_node("MatMulNBits", ["x", "w", "s", "z"], ["y"], K=96, N=2, bits=4, block_size=32),
