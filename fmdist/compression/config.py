@@ -51,6 +51,17 @@ class CompressConfig(Section):
 
     @field_validator("passes")
     @classmethod
+    def _weights_once(cls, passes: tuple[PassConfig, ...]) -> tuple[PassConfig, ...]:
+        if {"quantize", "compress_weights"} <= {settings.kind() for settings in passes}:
+            message = (
+                "quantize and compress_weights both replace the weights, so only one may stand here: "
+                "quantize rounds activations too, which is faster; compress_weights keeps them in float"
+            )
+            raise ValueError(message)
+        return passes
+
+    @field_validator("passes")
+    @classmethod
     def _in_order(cls, passes: tuple[PassConfig, ...]) -> tuple[PassConfig, ...]:
         for before, after in pairwise(passes):
             if after.order < before.order:

@@ -21,15 +21,17 @@ may be missing; every other key is always there.
     primary           {name, mode: "max"|"min", max_drop}; max_drop is in the metric's own units
     parameters        number of weights of the original model
     models            {runtime: {variant: {file, files, bytes, gzip_bytes, size_ratio}}}
-                      runtime: "openvino"|"onnxruntime"; variant: "fp32"|"reduced"|"int8"; "reduced" is what
-                      the passes on the torch model left, in float32. `file` is what a runtime opens, `files`
-                      all that it needs; size_ratio = bytes / bytes of the same runtime's fp32
+                      runtime: "openvino"|"onnxruntime"; variant: "fp32"|"reduced"|"int8"|
+                      "int8_weights"|"int4_weights"|"nf4_weights"; "reduced" is what the passes
+                      on the torch model left, in float32; of "..._weights" only the weights are in that
+                      precision. `file` is what a runtime opens, `files` all that it needs; size_ratio =
+                      bytes / bytes of the same runtime's fp32
     results           rows, one per (runtime, variant, precision), torch's first; on the TEST split:
         runtime         "torch" (eager, the original) | "openvino" | "onnxruntime"
         variant         as in `models`
         precision       "f32" (asked for) | "default" (what the runtime chooses on this CPU)
         executed        {precision: number of layers with weights that really ran in it}, such as
-                        {"int8": 6} or {"bf16": 6}; {} for torch
+                        {"int8": 6}, {"bf16": 6} or {"f32 with int4 weights": 6}; {} for torch
         metrics         {name: value}
         value           the primary metric
         drop            by how much `value` is worse than torch's, >= 0 if worse, in the metric's own units
@@ -52,7 +54,9 @@ may be missing; every other key is always there.
                         (relative RMS difference of the outputs) are against the float model.
                         On "torch", its rounds: {setting, value (on validation), parameters, nonzero}
         coverage        {runtime or "torch": {layers, changed_layers, parameters, changed_parameters,
-                        left: [{name, type, shape, parameters, reason}]}}; for torch also
+                        left: [{name, type, shape, parameters, reason}]}}: layers that have what the
+                        pass was asked for, and those that don't. On "exported" also precisions:
+                        {"float"|"int8"|"int4"|"nf4": layers}; for torch also
                         changed: [{name, type, of, changed}], numbers of weights
         skipped         {runtime: why the pass left its model as it was}
         before, after   {runtime: {value, drop, bytes, gzip_bytes, latency_ms, throughput_per_s}}; on the test
@@ -70,7 +74,7 @@ time.
 
 Layout: ``openvino/model.xml`` + ``.bin`` is what runs: INT8 if the model was quantized, and then FP32 stands
 beside it as ``openvino/model.fp32.xml``; without a pass it is FP32. ``onnx/model.onnx`` is FP32 and
-``onnx/model.int8.onnx`` INT8. Always ask `models` for the name.
+``onnx/model.int8.onnx`` (or another variant's name) what a pass left. Always ask `models` for the name.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from fmdist.errors import CheckpointError, DataError, UsageError
 from fmdist.tasks.decoding import answer
 
 FORMAT = 3
-VARIANTS = ("int8", "reduced", "fp32")
+VARIANTS = ("int8", "int8_weights", "int4_weights", "nf4_weights", "reduced", "fp32")
+"""What an artifact may hold; the first that it has is opened unless one is asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def load(
     Args:
         path: the artifact's folder.
         runtime: ``openvino`` or ``onnxruntime``.
-        variant: ``int8`` or ``fp32``; by default INT8 if there is one.
+        variant: a name of `VARIANTS`; by default the first of them that the artifact has.
         precision: ``f32`` or ``default``, see `fmdist.deployment.runtime.open_model`.
         threads: CPU threads; None leaves it to the runtime.
 

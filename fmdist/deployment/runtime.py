@@ -27,6 +27,9 @@ RUNTIMES: tuple[Runtime, ...] = ("openvino", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("f32", "default")
 
 _OPENVINO_LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq"}
+_PLAIN = {"u8": "int8", "i8": "int8", "uint8": "int8", "u4": "int4", "i4": "int4", "uint4": "int4"}
+_COMPRESSED = {"int8", "int4", "nf4"}
+_FLOATS = {"f32", "f16", "bf16"}
 _ONNX_LAYERS = {
     "Conv": "f32",
     "FusedConv": "f32",
@@ -52,7 +55,11 @@ class Session(Protocol):
         ...
 
     def executed(self) -> dict[str, int]:
-        """Return in which precision the layers with weights really run, with how many each."""
+        """Return in which precision the layers with weights really run, with how many each.
+
+        ``f32 with int4 weights``: layers that take and give float32, and only store their weights in 4 bits.
+        At the default precision OpenVINO may round what such a layer takes to 8 bits within it.
+        """
         ...
 
 
@@ -116,6 +123,8 @@ class OpenVinoSession:
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if precision == "f32":
             options["INFERENCE_PRECISION_HINT"] = "f32"
+            # Else layers with compressed weights round their inputs to 8 bits.
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = openvino.Core().compile_model(str(file), "CPU", options)
@@ -133,7 +142,12 @@ class OpenVinoSession:
         for node in self.compiled.get_runtime_model().get_ops():
             facts = node.get_rt_info()
             if facts["layerType"].astype(str) in _OPENVINO_LAYERS:
-                counts[_plain_name(facts["runtimePrecision"].astype(str))] += 1
+                # The smaller of both operands' precisions, even if only the weights have it.
+                precision = _plain_name(facts["runtimePrecision"].astype(str))
+                source = node.input_value(0).get_node().get_rt_info()
+                taken = source["outputPrecisions"].astype(str).split(",")[0]
+                compressed = precision in _COMPRESSED and taken in _FLOATS
+                counts[_with_weights(taken, precision) if compressed else precision] += 1
         return dict(sorted(counts.items()))
 
 
@@ -180,9 +194,28 @@ class OnnxSession:
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             self._open(options)
             graph = onnx.load(options.optimized_model_filepath).graph
-        counts = Counter(_ONNX_LAYERS[node.op_type] for node in graph.node if node.op_type in _ONNX_LAYERS)
+        kinds = {value.name: onnx.TensorProto.DataType.Name(value.data_type) for value in graph.initializer}
+        stored = {
+            node.output[0]: _plain_name(kinds[node.input[0]].lower())
+            for node in graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] in kinds
+        }
+        counts: Counter[str] = Counter()
+        for node in graph.node:
+            if node.op_type == "MatMulNBits":
+                bits = next(item.i for item in node.attribute if item.name == "bits")
+                counts[_with_weights("f32", f"int{bits}")] += 1
+            elif node.op_type in _ONNX_LAYERS:
+                # Biases are dequantized too, so the weights are the second operand, or else the first.
+                weights = next((stored[name] for name in reversed(node.input[:2]) if name in stored), None)
+                precision = _ONNX_LAYERS[node.op_type]
+                counts[precision if weights is None else _with_weights(precision, weights)] += 1
         return dict(sorted(counts.items()))
 
 
 def _plain_name(precision: str) -> str:
-    return "int8" if precision in {"u8", "i8"} else precision
+    return _PLAIN.get(precision, precision)
+
+
+def _with_weights(precision: str, weights: str) -> str:
+    return f"{precision} with {weights} weights"

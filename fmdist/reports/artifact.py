@@ -28,6 +28,8 @@ from fmdist.reports.layout import (
 )
 
 FORMAT = 3
+VARIANTS = ("int8", "int8_weights", "int4_weights", "nf4_weights", "reduced", "fp32")
+"""In the order in which loading an artifact looks for them."""
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 Record = Mapping[str, Any]
@@ -76,7 +78,9 @@ def before_after(folder: Path) -> tuple[Block, ...]:
 def _headline(rows: Sequence[Record]) -> Record:
     """Return the row that a user gets who just loads the artifact: smallest variant, default precision."""
     exported = [row for row in rows if row["runtime"] != "torch"]
-    return min(exported, key=lambda row: (row["variant"] != "int8", row["precision"] != "default"))
+    # Loading takes no other variant by itself, so a plug-in's stands behind float.
+    rank = {variant: place for place, variant in enumerate(VARIANTS)}
+    return min(exported, key=lambda row: (rank.get(row["variant"], len(rank)), row["precision"] != "default"))
 
 
 def _tiles(manifest: Record) -> list[Tile]:
@@ -252,6 +256,9 @@ def _coverage(runtime: str, coverage: Record) -> list[Block]:
         f"{NAMES[runtime]}: {coverage['changed_layers']} of {coverage['layers']} layers with weights were "
         f"changed, {share:.1%} of their parameters."
     )
+    if len(coverage.get("precisions", {})) > 1:
+        held = ", ".join(f"{name} in {layers}" for name, layers in coverage["precisions"].items())
+        text += f" Weights by layers: {held}."
     if not coverage["left"]:
         return [Note(text)]
     rows = tuple(
@@ -264,7 +271,7 @@ def _coverage(runtime: str, coverage: Record) -> list[Block]:
         )
         for layer in coverage["left"]
     )
-    columns = ("layer left as it was", "type", "reason", "shape", "parameters")
+    columns = ("layer not changed as asked", "type", "reason", "shape", "parameters")
     return [Note(text, "warning"), Table(columns, rows, text_columns=3)]
 
 

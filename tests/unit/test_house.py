@@ -77,7 +77,7 @@ def test_every_plugin_is_held_to_its_independence() -> None:
     (contract,) = [
         rule for rule in settings["tool"]["importlinter"]["contracts"] if rule["type"] == "independence"
     ]
-    kinds = [kind for group in ("models", "tasks", "data") for kind in component.kinds(group).values()]
+    kinds = [kind for group in component.GROUPS for kind in component.kinds(group).values()]
     assert set(contract["modules"]) == {kind.module for kind in kinds}
 
 

@@ -9,12 +9,8 @@ Source: NNCF, github.com/openvinotoolkit/nncf.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product, starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +21,7 @@ from pydantic import Field
 
 from fmdist.compression.passes import coverage, onnx_static
 from fmdist.compression.passes.base import ExportedPass, Outcome, Workbench
+from fmdist.compression.passes.nncf_calls import calibration_samples, quiet_nncf, sample_count
 from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
 from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
@@ -199,11 +196,11 @@ def _quantize_openvino(bench: Workbench, file: Path, setting: _Setting) -> None:
     import nncf
 
     model = openvino.Core().read_model(str(bench.models["openvino"]))
-    with _quiet_nncf():
+    with quiet_nncf():
         quantized = nncf.quantize(
             model,
-            _samples(bench),
-            subset_size=_size(bench),
+            calibration_samples(bench),
+            subset_size=sample_count(bench),
             preset=nncf.QuantizationPreset(setting.preset),
             fast_bias_correction=setting.bias_correction != "full",
             advanced_parameters=_advanced(setting),
@@ -235,16 +232,16 @@ def _quantize_with_control(bench: Workbench, file: Path, setting: _Setting) -> N
         return decoding.feed(bench.rule, samples(rows))
 
     model = openvino.Core().read_model(str(bench.models["openvino"]))
-    with _quiet_nncf():
+    with quiet_nncf():
         quantized = nncf.quantize_with_accuracy_control(
             model,
-            _samples(bench),
+            calibration_samples(bench),
             nncf.Dataset(chunks, inputs),
             validate,
             max_drop=bench.max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
             preset=nncf.QuantizationPreset(setting.preset),
-            subset_size=_size(bench),
+            subset_size=sample_count(bench),
             fast_bias_correction=setting.bias_correction != "full",
             advanced_quantization_parameters=_advanced(setting),
         )
@@ -264,30 +261,3 @@ def _advanced(setting: _Setting) -> Any:
         ),
         smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
     )
-
-
-def _samples(bench: Workbench) -> Any:
-    import nncf
-
-    def sample(row: int) -> dict[str, NDArray[Any]]:
-        return {name: value[row : row + 1] for name, value in bench.calibration.items()}
-
-    return nncf.Dataset(range(_size(bench)), sample)
-
-
-def _size(bench: Workbench) -> int:
-    return len(next(iter(bench.calibration.values())))
-
-
-@contextmanager
-def _quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's progress bars off stdout, which belongs to ``--json``, and its log for errors."""
-    from nncf.common.logging import nncf_logger
-
-    # Not nncf.set_log_level, which changes handlers too, whoever put them there.
-    nncf_logger.setLevel(logging.ERROR)
-    # Says on every machine without a GPU that there is none.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
