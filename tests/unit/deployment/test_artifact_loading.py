@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     storage.seal(
         tmp_path,
         {
-            "format": 2,
+            "format": 3,
             "kind": "artifact",
             "signature": {
                 "inputs": [{"name": "image", "shape": [None, 1, 2, 2], "dtype": "float32"}],
@@ -119,7 +119,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
         artifact.load(tmp_path / "nowhere")
     manifest = storage.read_json(folder / "manifest.json")
     storage.write_json(folder / "manifest.json", {**manifest, "format": 1})
-    with pytest.raises(CheckpointError, match=r"format.*got 1; allowed: 2"):
+    with pytest.raises(CheckpointError, match=r"format.*got 1; allowed: 3"):
         artifact.load(folder)
     storage.write_json(folder / "manifest.json", {**manifest, "kind": "checkpoint"})
     with pytest.raises(CheckpointError, match="isn't an artifact's"):

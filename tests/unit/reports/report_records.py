@@ -122,7 +122,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     }
     stages = [{"name": "01-export", "seconds": 3.1}, {"name": "02-quantize", "seconds": 8.4}]
     return {
-        "format": 2,
+        "format": 3,
         "kind": "artifact",
         "name": "digits-int8",
         "created": "2026-01-02T03:10:05Z",
@@ -159,6 +159,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "parity": [
             {
                 "runtime": "openvino",
+                "variant": "fp32",
                 "batch": 5,
                 "max_abs_difference": 2e-6,
                 "max_abs_reference": 11.2,
@@ -171,6 +172,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             {
                 "stage": "02-quantize",
                 "kind": "quantize",
+                "on": "exported",
                 "config": {"kind": "quantize"},
                 "seconds": 8.4,
                 "candidates": [candidate],

@@ -92,7 +92,7 @@ def test_candidates_and_layers_left_are_listed(tmp_path: Path) -> None:
         "chosen",
         "accuracy at f32",
         "6 of 7 layers",
-        "99.6% of the parameters",
+        "99.6% of their parameters",
     ):
         assert text in html
     assert "ignored scope" in html
