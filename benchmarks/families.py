@@ -86,7 +86,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         row["int8"] = {
             result["runtime"]: {key: result[key] for key in ("value", "drop", "size_ratio", "speedup")}
             for result in storage.read_json(artifact)["results"]
-            if result["variant"] == "int8" and result["precision"] == "default"
+            if result["variant"] not in ("fp32", "reduced") and result["precision"] == "default"
         }
     sys.stdout.write(f"{name}: {primary} {scores['metrics'][primary]:.4f}, {used:.0f} CPU s\n")
     sys.stdout.flush()
