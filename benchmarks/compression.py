@@ -230,10 +230,10 @@ def say(side: str, facts: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def measure(name: str, peers: Sequence[str], quick: bool) -> dict[str, Any]:
-    """Return a subject's rows and what follows from them."""
+def measure(name: str, peers: Sequence[str], parent: Path, quick: bool) -> dict[str, Any]:
+    """Return a subject's rows and what follows from them; runs and models are below ``parent``."""
     case = CASES[name]
-    folder = FOLDER / (f"{name}-quick" if quick else name)
+    folder = parent / (f"{name}-quick" if quick else name)
     run_folder = train(case, folder, quick)
     files = prepare(case, run_folder, folder, quick)
     rounds, samples = (1, 5) if quick else (ROUNDS, SAMPLES)
@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--quick", action="store_true", help="one epoch, few samples; writes no results")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="all by default")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for runs and models")
     arguments = parser.parse_args()
     if unknown := set(arguments.subjects) - set(CASES):
         parser.error(f"unknown subject {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
@@ -275,7 +276,7 @@ def main() -> None:
     results = storage.read_json(path) if path.exists() and not arguments.quick else {}
     results = {name: results[name] for name in CASES if name in results}
     for name in arguments.subjects or CASES:
-        results[name] = measure(name, arguments.peers, arguments.quick)
+        results[name] = measure(name, arguments.peers, arguments.folder.resolve(), arguments.quick)
         sys.stdout.write(f"{name}: {json.dumps(results[name], indent=1)}\n")
         if not arguments.quick:
             write_results("compression", results)

@@ -44,7 +44,17 @@ def write(job: Job, quantize: Quantize, rows: NDArray[Any], file: Path) -> None:
     samples = [torch.from_numpy(np.array(row[None])) for row in rows]
     with torch.no_grad():
         converted = quantize(module, (samples[0],), samples)
+        without_unused(converted)
         torch.export.save(torch.export.export(converted, (samples[0],)), file)
+
+
+def without_unused(module: Any) -> None:
+    """Remove the parameters and buffers that the graph doesn't read: conversion leaves float weights."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in read:
+            owner, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(owner), attribute)
 
 
 def fitted(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -17,7 +17,8 @@ from benchmarks.compression_peers.pt2e import write_programs
 
 def quantize(module: nn.Module, example: tuple[Tensor], samples: Iterable[Tensor]) -> Any:
     """Return the module with weights in INT8 and activations quantized by what ``samples`` show."""
-    exported = torch.export.export(copy.deepcopy(module), example).module()
+    # The quantizer finds patterns by which call a node comes from, which only strict export records.
+    exported = torch.export.export(copy.deepcopy(module), example, strict=True).module()
     quantizer = x86_inductor_quantizer.X86InductorQuantizer()
     quantizer.set_global(x86_inductor_quantizer.get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(exported, quantizer)
