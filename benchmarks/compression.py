@@ -99,7 +99,11 @@ def compress_section(case: Case, quick: bool) -> dict[str, Any]:
     values = yaml.safe_load((ROOT / "recipes" / f"{case.recipe}.yaml").read_text(encoding="utf-8"))
     section: dict[str, Any] = values["compress"]
     if quick:
-        section |= {"max_drop": 1.0, "calibration_samples": QUICK, "benchmark": {"samples": 10}}
+        section |= {
+            "max_drop": 1.0,
+            "calibration_samples": QUICK,
+            "benchmark": {"samples": 10, "batch_size": 4},
+        }
         section["passes"][0]["finetune"]["epochs"] = 1
         section["passes"][-1] |= {"ranges": ["mean"], "bias_correction": ["fast"]}
     return section

@@ -6,7 +6,6 @@ imported: the programs of two peers are made of its operators.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
@@ -82,9 +81,8 @@ def ready(model: dict[str, str], name: str) -> Call:
 def _compiled(file: Path) -> Any:
     from torch._inductor import config
 
-    # Registers the operators that the programs are made of.
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    # Registers the programs' operators, and with inductor what makes INT8 kernels of them.
+    importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     config.freezing = True
     return torch.compile(torch.export.load(file).module())
 

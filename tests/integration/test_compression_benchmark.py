@@ -30,7 +30,7 @@ def test_a_quick_run_scores_and_times_every_side(tmp_path: Path) -> None:
     before = (
         (RESULTS / "compression.json").stat().st_mtime_ns if (RESULTS / "compression.json").exists() else 0
     )
-    words = ["-m", "benchmarks.compression", "bert", "--quick", "--folder", str(tmp_path)]
+    words = ["-m", "benchmarks.compression", "resnet18", "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, *words, "--peers", "nncf", "onnxruntime"],
         cwd=ROOT,
@@ -40,7 +40,7 @@ def test_a_quick_run_scores_and_times_every_side(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.partition("bert: ")[2])
+    found = json.loads(done.stdout.partition("resnet18: ")[2])
     rows = {row["side"]: row for row in found["rows"]}
     assert {side: row.get("runtime") for side, row in rows.items()} == SIDES
     assert not [row["error"] for row in rows.values() if "error" in row]
@@ -48,7 +48,7 @@ def test_a_quick_run_scores_and_times_every_side(tmp_path: Path) -> None:
         assert 0 <= row["accuracy"] <= 1
         assert 0 < row["gzip_bytes"] < row["bytes"]
         assert 0 < row["latency_ms"][0]["p10"] <= row["latency_ms"][0]["median"]
-    # The float exports are the original; half of the features in 8 bits are far less than a quarter of it.
+    # The float exports are the original; half of the channels in 8 bits are far less than a quarter of it.
     assert rows["float32, onnxruntime"]["accuracy"] == rows["torch, eager"]["accuracy"]
     assert rows["fmdist pipeline, openvino"]["bytes"] < rows["torch, eager"]["bytes"] / 4
     assert rows["fmdist quantize, openvino"]["executed"]["int8"] > 0
