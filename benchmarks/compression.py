@@ -124,6 +124,8 @@ def make_all(
         settings = {"run": str(run_folder), "compress": compress}
         made[side] = make(files, folder / side.replace(" ", "-"), side, settings)
         say(side, made[side])
+        if "error" in made[side]:
+            sys.exit(f"{side} failed: {made[side]['error']}")
     for side in peers:
         made[side] = make(files, folder / side, side, {})
         say(side, made[side])
