@@ -37,6 +37,7 @@ bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.reference_vae
 	$(BIN)/python -m benchmarks.text_baselines
 	$(BIN)/python -m benchmarks.distributed
+	$(BIN)/python -m benchmarks.compression
 
 bench-families: $(STAMP)  ## Every recipe, whole; the table goes to benchmarks/results/.
 	$(BIN)/python -m benchmarks.families

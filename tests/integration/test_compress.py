@@ -110,7 +110,7 @@ def test_the_artifact_keeps_its_promises(made: pipeline.Result) -> None:
     assert len(manifest["parity"]) == 4
     assert all(0 < parity["relative"] <= 1e-5 for parity in manifest["parity"])
     (done,) = manifest["passes"]
-    assert len(done["candidates"]) == 9
+    assert len(done["candidates"]) == 7
     assert sum(candidate["chosen"] for candidate in done["candidates"]) == 2
     assert all(covered["left"] == [] for covered in done["coverage"].values())
     assert done["after"]["openvino"]["bytes"] < done["before"]["openvino"]["bytes"]

@@ -22,7 +22,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # 7-bit weights: without VNNI the products of 8-bit ones saturate.
     "asymmetric reduced range": {"symmetric": False, "reduced": True},
 }
-"""What is tried: how activations map to 8 bits, and the range of the weights."""
+"""What is tried until one keeps to the budget: how activations map to 8 bits, and the range of the weights.
+
+Unsigned activations come first: of a ResNet-18 with signed ones ONNX Runtime leaves 11 of 21 layers in float.
+"""
 
 PRODUCTS = "asymmetric, products only"
 """What is tried if none of `SETTINGS` keeps to the budget: attention masks hold values so low that where they
