@@ -100,7 +100,7 @@ class Config(ExportedPass):
         trials: list[Trial] = []
         failures: dict[str, str] = {}
         for setting in (*onnx_static.SETTINGS, onnx_static.PRODUCTS):
-            # The first is the one whose kernels are all there: others that lose a hair less can run much slower.
+            # All kernels are there for the first; others that lose a hair less can run much slower.
             if trials and within_budget(bench, best_of(trials)):
                 break
 
