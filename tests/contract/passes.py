@@ -1,7 +1,7 @@
 """Every compression pass on every family: works, or is refused with the reason; no third case.
 
-``python -m tests.contract.passes`` does all of them and writes benchmarks/results/passes.json and the table
-in README.md; `test_passes.py` does those on the torch model.
+``python -m tests.contract.passes [MODEL]...`` does all of them and writes benchmarks/results/passes.json and the
+table in README.md; `test_passes.py` does those on the torch model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +105,29 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Do every pass on every family; the results and README's table are written at the end."""
+def main(chosen: Sequence[str]) -> None:
+    """Do every pass on the chosen kinds of model, all by default; write the results and README's table."""
     built: dict[str, Any] = {}
     kinds = sorted(component.kinds("passes"), key=lambda kind: (settings_of(kind).order, kind))
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = recorded() if chosen else {}
+    done: set[str] = set()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for task, model in pairs():
+            if model in done or (chosen and model not in chosen):
+                continue
+            done.add(model)
             subject = subject_of(find_family(task, model, folder, built))
-            # One row for each kind of model; `mlp` stands for itself under several tasks.
-            row = rows.setdefault(model, {})
+            rows[model] = {}
             for kind in kinds:
                 where = folder / f"{task}-{model}-{kind}"
                 where.mkdir()
-                row.setdefault(kind, cell(subject, kind, where))
-            sys.stdout.write(f"{model}: {json.dumps(row)}\n")
+                rows[model][kind] = cell(subject, kind, where)
+            sys.stdout.write(f"{model}: {json.dumps(rows[model])}\n")
             sys.stdout.flush()
-    write_results("passes", {"rows": rows})
+            write_results("passes", {"rows": dict(sorted(rows.items()))})
     before, _, after = README.read_text(encoding="utf-8").split(MARK)
-    README.write_text(f"{before}{MARK}\n{table(rows)}\n{MARK}{after}", encoding="utf-8")
+    README.write_text(f"{before}{MARK}\n{table(recorded())}\n{MARK}{after}", encoding="utf-8")
 
 
 def recorded() -> dict[str, Any]:
@@ -134,4 +137,4 @@ def recorded() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -64,6 +64,10 @@ class Config(TorchPass):
             new = reshape.factors(layer, rank)
             _fill(new, layer, *self._factors(matrix, rank))
             reshape.replace(bench.served, name, new.eval())
+            if not _runs(bench):
+                reshape.replace(bench.served, name, layer)
+                reasons[name] = "the code around it reads its weights itself"
+                continue
             removed[name] = saved
             factored.append({"module": name, "rank": rank})
         coverage = found_layers.summarize(layers, lambda name: removed.get(name, 0), reasons, "")
@@ -96,6 +100,16 @@ class Config(TorchPass):
         # Shared between both, so that neither has much larger weights than the other.
         root = s.sqrt()
         return u * root, root[:, None] * right
+
+
+@torch.no_grad()
+def _runs(bench: TorchBench) -> bool:
+    """Return whether the model runs; without gradients, where torch's transformers read weights directly."""
+    try:
+        bench.served(*bench.example)
+    except AttributeError:
+        return False
+    return True
 
 
 def _impossible(module: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
