@@ -1,7 +1,7 @@
 """Every compression pass on every family: works, or is refused with the reason; no third case.
 
-``python -m tests.contract.passes [MODEL]...`` does them and writes benchmarks/results/passes.json and the table in
-README.md; `test_passes.py` does those on the torch model.
+``python -m tests.contract.passes [MODEL]...`` does them and writes benchmarks/results/passes.json and the
+table in README.md; `test_passes.py` does those on the torch model.
 """
 
 from __future__ import annotations
