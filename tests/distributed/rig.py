@@ -19,7 +19,7 @@ PRELOADED = ["deepspeed", "torch.distributed.fsdp", "sklearn.datasets", "fmdist.
 
 
 def alone(scaling: ScalingConfig, address: str | None) -> AbstractContextManager[None]:
-    """Stand in for `fmdist.orchestration.workers.ready`."""
+    """Stand in for `fmdist.orchestration.overseer.ready`."""
     return nullcontext()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmdist import stages, storage
-from fmdist.orchestration import workers
+from fmdist.orchestration import overseer, workers
 from tests.distributed.hosts import Hosts, two_hosts
 from tests.distributed.rig import alone, records, train_in_processes
 
@@ -50,7 +50,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "ready", alone)
+        patch.setattr(overseer, "ready", alone)
         patch.setattr(workers, "train_on_workers", train_in_processes)
         stages.train(folder / "recipe.yaml", output=folder / "run")
     return folder / "run"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fmdist import stages, storage
-from fmdist.orchestration import workers
+from fmdist.orchestration import overseer, workers
 from tests.distributed.rig import records, train_in_processes
 from tests.distributed.test_workers import close, weights
 
@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ready", lambda scaling, address: contextlib.nullcontext())
+    monkeypatch.setattr(overseer, "ready", lambda scaling, address: contextlib.nullcontext())
     monkeypatch.setattr(workers, "train_on_workers", train_in_processes)
 
 

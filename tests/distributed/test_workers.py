@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmdist import stages
-from fmdist.orchestration import workers
+from fmdist.orchestration import overseer, workers
 from tests.contract import language_samples
 from tests.distributed.rig import records, train_in_processes
 
@@ -52,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ready", lambda scaling, address: contextlib.nullcontext())
+    monkeypatch.setattr(overseer, "ready", lambda scaling, address: contextlib.nullcontext())
     monkeypatch.setattr(workers, "train_on_workers", train_in_processes)
 
 
