@@ -24,6 +24,7 @@ from torch import nn
 
 from fmdist import storage
 from fmdist.compression.child import load_module, plugin_kinds, run_child, save_module
+from fmdist.compression.openvino_files import save_openvino
 from fmdist.contracts import ExportSpec
 from fmdist.deployment.runtime import load_openvino
 from fmdist.errors import CompressionError
@@ -113,7 +114,7 @@ def export_openvino(spec: ExportSpec, file: Path) -> None:
         for port, name in zip(model.outputs, spec.output_names, strict=True):
             port.get_tensor().set_names({name})
         model.reshape(shapes)
-        openvino.save_model(model, str(file), compress_to_fp16=False)
+        save_openvino(model, file)
 
 
 def export_onnx(spec: ExportSpec, file: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from fmdist.compression.openvino_files import save_openvino
 from fmdist.compression.passes import coverage, onnx_weights
 from fmdist.compression.passes.base import ExportedPass, Outcome, Workbench
 from fmdist.compression.passes.coverage import Layer
@@ -160,7 +161,7 @@ def _compress(
         compressed = nncf.compress_weights(model, **options)
     heard += lines
     if runtime == "openvino":
-        openvino.save_model(compressed, str(file), compress_to_fp16=False)
+        save_openvino(compressed, file, source)
     else:
         onnx_weights.repair(compressed)
         onnx.save(compressed, str(file))

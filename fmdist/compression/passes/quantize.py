@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fmdist.compression.openvino_files import save_openvino
 from fmdist.compression.passes import coverage, onnx_static
 from fmdist.compression.passes.base import ExportedPass, Outcome, Workbench
 from fmdist.compression.passes.nncf_calls import calibration_samples, quiet_nncf, sample_count
@@ -206,7 +207,7 @@ def _quantize_openvino(bench: Workbench, file: Path, setting: _Setting) -> None:
             fast_bias_correction=setting.bias_correction != "full",
             advanced_parameters=_advanced(setting),
         )
-    openvino.save_model(quantized, str(file), compress_to_fp16=False)
+    save_openvino(quantized, file, bench.models["openvino"])
 
 
 def _quantize_with_control(bench: Workbench, file: Path, setting: _Setting) -> None:
@@ -246,7 +247,7 @@ def _quantize_with_control(bench: Workbench, file: Path, setting: _Setting) -> N
             fast_bias_correction=setting.bias_correction != "full",
             advanced_quantization_parameters=_advanced(setting),
         )
-    openvino.save_model(quantized, str(file), compress_to_fp16=False)
+    save_openvino(quantized, file, bench.models["openvino"])
 
 
 def _advanced(setting: _Setting) -> Any:
