@@ -96,7 +96,7 @@ def make(files: Files, output: Path, side: str, settings: dict[str, Any]) -> dic
 
 def compress_section(case: Case, quick: bool) -> dict[str, Any]:
     """Return the recipe's, which the whole pipeline runs."""
-    values = yaml.safe_load((ROOT / "recipes" / f"{case.recipe}.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((ROOT / case.recipe).read_text(encoding="utf-8"))
     section: dict[str, Any] = values["compress"]
     if quick:
         section |= {

@@ -34,7 +34,7 @@ class Case:
     """One subject."""
 
     recipe: str
-    """Its file's name under ``recipes/``."""
+    """Its file, from the top of the repository."""
     timed: tuple[int, ...]
     """Shape of the one sample whose latency is measured."""
     smaller: float
@@ -45,8 +45,8 @@ class Case:
 
 
 CASES = {
-    "resnet18": Case("digits_resnet18", (1, 1, 224, 224), smaller=12, faster=8),
-    "bert": Case("text_bert_small", (1, 128), smaller=6, faster=4),
+    "resnet18": Case("recipes/digits_resnet18.yaml", (1, 1, 224, 224), smaller=12, faster=8),
+    "bert": Case("benchmarks/compression_peers/text_bert_small.yaml", (1, 128), smaller=6, faster=4),
 }
 
 
@@ -69,11 +69,11 @@ class Files:
 
 def train(case: Case, folder: Path, quick: bool) -> Path:
     """Return the finished run ``folder/run``, trained unless it is already there."""
-    text = (ROOT / "recipes" / f"{case.recipe}.yaml").read_text(encoding="utf-8")
+    text = (ROOT / case.recipe).read_text(encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     make_data(text, folder)
     overrides = [*case.overrides, *(["train.epochs=1", "train.warmup_epochs=0"] if quick else [])]
-    recipe = stages.load_recipe(ROOT / "recipes" / f"{case.recipe}.yaml", overrides)
+    recipe = stages.load_recipe(ROOT / case.recipe, overrides)
     run = folder / "run"
     # The recipe's data lies where its header's Python was run.
     with chdir(folder):
