@@ -27,7 +27,7 @@ check: $(STAMP)  ## Lint, types, layers and the fast tests.
 sweep: $(STAMP)  ## All rounds of the kill sweeps, and INT8 of every family; results go to benchmarks/results/.
 	$(BIN)/python -m tests.faults.sweep
 	$(BIN)/python -m tests.distributed.sweep
-	$(BIN)/python -m pytest -m sweep -n 2 tests/contract
+	$(BIN)/python -m pytest -m sweep -n 2 tests/contract tests/integration
 	$(BIN)/python -m pytest -m sweep tests/distributed
 
 bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.

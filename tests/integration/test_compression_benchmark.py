@@ -26,6 +26,7 @@ SIDES = {
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_a_quick_run_scores_and_times_every_side(tmp_path: Path) -> None:
     before = (
         (RESULTS / "compression.json").stat().st_mtime_ns if (RESULTS / "compression.json").exists() else 0
