@@ -5,37 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fmdist.compression.finetune_config import FinetuneConfig
-from fmdist.contracts import Batch, Context, Dataset, InputSpec, Phase, Roles, Task
+from fmdist.contracts import Context, Phase, Roles, Task
 from fmdist.data.splits import DataSplits
-from fmdist.metrics import MetricCollection
 from fmdist.training import run as runs
 from fmdist.training.config import CheckpointConfig, TrainConfig
 from fmdist.training.distill_config import DistillConfig
 from fmdist.training.distillation import Teacher, distill
 from fmdist.training.session import train_run
+from fmdist.training.wrapped import Wrapped
 
 
-class KeepingZeros:
+class KeepingZeros(Wrapped):
     """A task whose weights stay zero where they are zero now; in all else it is the task that it wraps."""
 
     def __init__(self, task: Task) -> None:
-        self.spec = task.spec
-        self.inputs: tuple[InputSpec, ...] = task.inputs
-        self.primary: tuple[str, Literal["max", "min"]] = task.primary
-        self._task = task
+        super().__init__(task)
         self._again = {role: keeping_zeros(module.parameters()) for role, module in task.roles().items()}
-
-    def roles(self) -> dict[str, nn.Module]:
-        """Return the task's own roles."""
-        return self._task.roles()
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the task's phases, after each of which the zeros are zero again."""
@@ -49,30 +40,6 @@ class KeepingZeros:
             return both
 
         return tuple(replace(phase, after=after(phase)) for phase in self._task.phases())
-
-    def count(self, batch: Batch) -> float:
-        """Return the task's count."""
-        return self._task.count(batch)
-
-    def served(self, roles: Roles) -> nn.Module:
-        """Return what the task serves."""
-        return self._task.served(roles)
-
-    def decoding(self) -> dict[str, Any]:
-        """Return the task's rule."""
-        return self._task.decoding()
-
-    def metrics(self) -> MetricCollection:
-        """Return the task's metrics."""
-        return self._task.metrics()
-
-    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
-        """Return the task's baseline."""
-        return self._task.baseline(train, part)
-
-    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return the task's weights."""
-        return self._task.sample_weights(targets)
 
 
 def keeping_zeros(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:

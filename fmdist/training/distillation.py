@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmdist.contracts import Batch, Dataset, Draw, InputSpec, LossOut, Phase, Roles, Task
+from fmdist.contracts import Batch, Draw, LossOut, Phase, Roles, Task
 from fmdist.data.preprocess import Preprocess
 from fmdist.data.splits import DataSplits
 from fmdist.errors import CapabilityError, DataError
-from fmdist.metrics import MetricCollection
 from fmdist.training.distill_config import DistillConfig
+from fmdist.training.wrapped import Wrapped
 
 FIELD = "distill.teacher"
 
@@ -59,7 +59,7 @@ class Teacher:
     """As `fmdist.data.preprocess.Preprocess.from_json` reads it."""
 
 
-class Distilled:
+class Distilled(Wrapped):
     """A task whose loss has the teacher's part; in all else it is the task that it wraps.
 
     The teacher is none of the roles: it isn't trained, averaged or saved, and evaluation doesn't need it.
@@ -80,19 +80,12 @@ class Distilled:
             teacher: maps what the student reads to outputs of the same shape.
             clean: the teacher's inputs for samples of the training split; None gives it the student's.
         """
-        self.spec = task.spec
-        self.inputs: tuple[InputSpec, ...] = task.inputs
-        self.primary: tuple[str, Literal["max", "min"]] = task.primary
-        self._task = task
+        super().__init__(task)
         self._config = config
         self._teacher = teacher.eval().requires_grad_(False)
         self._clean = clean
         self._rule = str(task.decoding()["rule"])
         self._std_K = torch.tensor([std or 1.0 for _, std in task.spec.moments])
-
-    def roles(self) -> dict[str, nn.Module]:
-        """Return the task's own roles: the student."""
-        return self._task.roles()
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the task's phase with the teacher's part in its loss."""
@@ -105,30 +98,6 @@ class Distilled:
             return self._mix(hard, self._soft(outputs, given, batch))
 
         return (Phase(phase.role, loss, phase.every),)
-
-    def count(self, batch: Batch) -> float:
-        """Return the task's count."""
-        return self._task.count(batch)
-
-    def served(self, roles: Roles) -> nn.Module:
-        """Return what the task serves."""
-        return self._task.served(roles)
-
-    def decoding(self) -> dict[str, Any]:
-        """Return the task's rule."""
-        return self._task.decoding()
-
-    def metrics(self) -> MetricCollection:
-        """Return the task's metrics, which know no teacher."""
-        return self._task.metrics()
-
-    def baseline(self, train: Dataset, part: Dataset) -> NDArray[np.float32]:
-        """Return the task's baseline."""
-        return self._task.baseline(train, part)
-
-    def sample_weights(self, targets: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return the task's weights."""
-        return self._task.sample_weights(targets)
 
     def _mix(self, hard: LossOut, soft_mean: Tensor) -> LossOut:
         """Return both parts over the same count."""
