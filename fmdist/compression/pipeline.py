@@ -246,8 +246,8 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
         (output / storage.MANIFEST).unlink()
     done = records.all
     written = {file for stage in done for file in stage.files}
-    for folder in _MODEL_FOLDERS.values():
-        for file in (output / folder).glob("*"):
+    for pattern in (*(f"{folder}/*" for folder in _MODEL_FOLDERS.values()), "reduced.*"):
+        for file in output.glob(pattern):
             if file.relative_to(output).as_posix() not in written:
                 file.unlink()
     for stage_folder in (output / FOLDER).iterdir():

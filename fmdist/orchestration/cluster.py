@@ -23,7 +23,8 @@ POLL_SECONDS = 0.1
 KNOCK_SECONDS = 10.0
 """How long a cluster's port may take to answer."""
 
-_PORT = "RAY_GCS_SERVER_PORT"
+_OWN = "FMDIST_CLUSTER"
+"""Variable that holds the address of the cluster that this process has started."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +85,19 @@ def _start() -> None:
         free.bind(("", 0))
         port = free.getsockname()[1]
     here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    os.environ |= {_PORT: str(port), "RAY_ADDRESS": f"{here}:{port}", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    os.environ |= {
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_ADDRESS": f"{here}:{port}",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }
     # Nobody looks at a cluster that lives as long as a command: eight processes less to start.
     ray.init(address="local", logging_level=logging.WARNING, include_dashboard=False)
+    os.environ[_OWN] = ray.get_runtime_context().gcs_address
 
 
 def is_own() -> bool:
     """Return whether the cluster that this process is connected to was started by it."""
-    address: str = ray.get_runtime_context().gcs_address
-    return address.endswith(f":{os.environ.get(_PORT)}")
+    return bool(ray.get_runtime_context().gcs_address == os.environ.get(_OWN))
 
 
 def _knock(address: str | None) -> None:

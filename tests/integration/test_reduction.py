@@ -125,6 +125,18 @@ def test_what_the_passes_did_is_told(folder: Path) -> None:
     assert "Prune channels" in report
 
 
+def test_nothing_of_a_smaller_model_stays_where_it_is_no_longer_asked_for(folder: Path) -> None:
+    recipe = {**RECIPE, "name": "again", "compress": {"passes": [], "max_drop": 0.5}}
+    (folder / "again.yaml").write_text(yaml.safe_dump(recipe))
+    succeed(folder, "train", "again.yaml")
+    for passes in (("--prune-channels", "0.5", "--finetune-epochs", "0", "--max-drop", "1"), ()):
+        succeed(folder, "compress", "runs/again", *passes, "-o", "artifacts/again")
+        assert (folder / "artifacts/again/reduced.safetensors").exists() == bool(passes)
+    module = fmdist.open_module(folder / "artifacts/again")
+    parameters = storage.verify(folder / "artifacts/again")["parameters"]
+    assert sum(value.numel() for value in module.parameters()) == parameters
+
+
 def test_a_budget_that_the_passes_miss(folder: Path) -> None:
     missed = (
         "--prune-weights",
