@@ -38,6 +38,8 @@ bench: $(STAMP)  ## Every benchmark; the results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.text_baselines
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.compression
+	$(BIN)/python -m benchmarks.sparsity
+	$(BIN)/python -m benchmarks.quantize_aware
 
 bench-families: $(STAMP)  ## Every recipe, whole; the table goes to benchmarks/results/.
 	$(BIN)/python -m benchmarks.families

@@ -5,9 +5,11 @@ calibrates on the same 300 training samples, runs at one thread in the runtime t
 scored on the test split there. Sides: NNCF and ONNX Runtime's static quantization called directly, torchao,
 Intel Neural Compressor and Olive (each with its defaults, the last three in environments of their own under
 ``build/peers``); one that can't be installed or fails has the reason in its row. Latencies are of one sample,
-in blocks that take turns, in three fresh processes; ResNet-18's at 224 x 224, by the same weights.
+in blocks that take turns in a random order, in three fresh processes; ResNet-18's at 224 x 224, by the same
+weights.
 
-- quantized: the pass `quantize` alone, against each peer and the best of them.
+- quantized: the pass `quantize` alone, against each peer and the best of them. Accuracies are means over five
+  calibration sets, the same for every side; the models of the first are also timed and weighed.
 - whole: `prune_channels` and `quantize` as the recipe has them, against the original in eager torch.
 - wall: making the INT8 model for OpenVINO, with verification and benchmark left out, against the bare calls
   of NNCF with the same settings. Seconds after the imports, at one thread.
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,22 @@ import yaml
 
 from benchmarks.compression_peers import comparison, environments
 from benchmarks.compression_peers.job import SAID, Job
-from benchmarks.compression_peers.subjects import CASES, QUICK, Case, Files, prepare, train
+from benchmarks.compression_peers.subjects import (
+    CASES,
+    DRAWS,
+    QUICK,
+    Case,
+    Files,
+    calibration,
+    prepare,
+    train,
+)
 from benchmarks.harness import RESULTS, ROOT, write_results
 from fmdist import storage
 from fmdist.compression.manifest import describe
 
 FOLDER = ROOT / "build" / "compression"
-ROUNDS, SAMPLES = 3, 100
+ROUNDS, SAMPLES = 3, 200
 FAITHFUL = 0.1
 """Largest relative difference from torch's outputs of a float export in the shape that is timed."""
 
@@ -54,10 +65,10 @@ PEERS = {
 """Peer -> its module, and what pip installs for it beside our own dependencies."""
 
 GRID = [
-    {"preset": "mixed", "ranges": ranges, "bias_correction": correction}
+    {"preset": "performance", "ranges": ranges, "bias_correction": correction}
     for ranges, correction in product(("mean", "minmax"), ("fast", "full", "none"))
 ]
-"""The settings that the quantize pass tries for OpenVINO."""
+"""The settings that the quantize pass tries for OpenVINO, of the preset that keeps to the budget."""
 
 
 class Failed(Exception):
@@ -109,13 +120,18 @@ def compress_section(case: Case, quick: bool) -> dict[str, Any]:
     return section
 
 
+def quantize_alone(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section with no other pass than `quantize`."""
+    return {**section, "passes": [item for item in section["passes"] if item["kind"] == "quantize"]}
+
+
 def make_all(
     case: Case, run_folder: Path, files: Files, peers: Sequence[str], quick: bool
 ) -> dict[str, dict[str, Any]]:
     """Return what every side made: the original and its exports, ours, the peers'."""
     section = compress_section(case, quick)
     folder = Path(files.module).parent
-    alone = {**section, "passes": [item for item in section["passes"] if item["kind"] == "quantize"]}
+    alone = quantize_alone(section)
     made: dict[str, dict[str, Any]] = {
         comparison.ORIGINAL: {"models": {"torch": files.module}},
         "float32": {"models": {"openvino": files.openvino, "onnxruntime": files.onnx}},
@@ -132,6 +148,89 @@ def make_all(
     return made
 
 
+def score_draws(
+    case: Case, run_folder: Path, files: Files, rows: Sequence[dict[str, Any]], quick: bool
+) -> None:
+    """Add ``accuracies`` to rows of models that were only calibrated: of their calibration set and others.
+
+    A side that fails with one of them gets an ``error``.
+    """
+    sides = ("fmdist quantize", *PEERS)
+    quantized = {
+        row["side"]: row for row in rows if row["side"].split(",")[0] in sides and "error" not in row
+    }
+    for row in quantized.values():
+        row["accuracies"] = [row["accuracy"]]
+    quickly = {"benchmark": {"samples": 10, "batch_size": 1, "torch_compile": False, "memory": False}}
+    compress = {**quantize_alone(compress_section(case, quick)), **quickly}
+    targets = np.load(files.targets)
+    for draw in range(1, DRAWS):
+        folder = Path(files.module).parent / f"draw-{draw}"
+        drawn = replace(files, calibration=calibration(files, draw))
+        ours = {"run": str(run_folder), "compress": compress, "draw": draw}
+        made = {}
+        for side in dict.fromkeys(name.split(",")[0] for name in quantized):
+            own = ours if side == sides[0] else {}
+            made[side] = make(drawn, folder / side.replace(" ", "-"), side, own)
+            say(f"{side}, calibration set {draw}", made[side])
+        if "error" in made[sides[0]]:
+            sys.exit(f"{sides[0]} failed: {made[sides[0]]['error']}")
+        models = {row["side"]: row for side, said in made.items() for row in rows_of(side, said)}
+        run_scorer(models, files, folder, scorer_interpreter(made))
+        for side, row in quantized.items():
+            problem = made[side.split(",")[0]].get("error") or models[side].get("error")
+            if problem:
+                row["error"] = f"with calibration set {draw}: {problem}"
+            else:
+                row["accuracies"].append(accuracy(folder, side, targets))
+
+
+def run_scorer(
+    rows: Mapping[str, dict[str, Any]],
+    files: Files,
+    folder: Path,
+    python: Path,
+    samples: int = 0,
+    whole: bool = True,
+) -> None:
+    """Add to rows, by side, what `compression_peers.scorer` finds of their models; outputs go to ``folder``.
+
+    Args:
+        rows: by side; those with an error take no part.
+        files: the subject's.
+        folder: for the job and the outputs.
+        python: that runs it.
+        samples: of latency; none are taken for 0.
+        whole: score the test split too.
+    """
+    keys = ("runtime", "file", "timed")
+    job = {
+        "models": {
+            side: {key: row[key] for key in keys if key in row}
+            for side, row in rows.items()
+            if "error" not in row
+        },
+        "input": files.input,
+        "test": files.test,
+        "timed": files.timed,
+        "folder": str(folder),
+        "samples": samples,
+        "score": whole,
+    }
+    storage.write_json(folder / "scorer.json", job)
+    run("scorer", folder / "scorer.json", python, folder)
+    for side, found in storage.read_json(folder / "measured.json").items():
+        latency = found.pop("latency_ms", None)
+        rows[side] |= found
+        if latency is not None:
+            rows[side].setdefault("latency_ms", []).append(latency)
+
+
+def accuracy(folder: Path, side: str, targets: Any) -> float:
+    """Return that of the outputs which the scorer wrote."""
+    return float((np.load(folder / f"{side}.npy").argmax(1) == targets).mean())
+
+
 def score(
     made: Mapping[str, dict[str, Any]], files: Files, rounds: int, samples: int
 ) -> list[dict[str, Any]]:
@@ -139,29 +238,9 @@ def score(
     folder = Path(files.module).parent / "scored"
     folder.mkdir(exist_ok=True)
     rows = {row["side"]: row for side, said in made.items() for row in rows_of(side, said)}
-    models = {
-        side: {key: row[key] for key in ("runtime", "file", "timed") if key in row}
-        for side, row in rows.items()
-        if "error" not in row
-    }
     python = scorer_interpreter(made)
     for number in range(rounds):
-        job = {
-            "models": models,
-            "input": files.input,
-            "test": files.test,
-            "timed": files.timed,
-            "folder": str(folder),
-            "samples": samples,
-            "score": number == 0,
-        }
-        storage.write_json(folder / "scorer.json", job)
-        run("scorer", folder / "scorer.json", python, folder)
-        for side, found in storage.read_json(folder / "measured.json").items():
-            latency = found.pop("latency_ms", None)
-            rows[side] |= found
-            if latency is not None:
-                rows[side].setdefault("latency_ms", []).append(latency)
+        run_scorer(rows, files, folder, python, samples, whole=number == 0)
     finish(rows, files, folder)
     return list(rows.values())
 
@@ -191,7 +270,7 @@ def finish(rows: Mapping[str, dict[str, Any]], files: Files, folder: Path) -> No
         file, row["timed_file"] = Path(row.pop("file", "")), row.pop("timed", None) is not None
         if "error" in row:
             continue
-        row["accuracy"] = float((np.load(folder / f"{side}.npy").argmax(1) == targets).mean())
+        row["accuracy"] = accuracy(folder, side, targets)
         size = describe(file.parent, Path(files.weights).name if side == comparison.ORIGINAL else file.name)
         row |= {"bytes": size["bytes"], "gzip_bytes": size["gzip_bytes"]}
         # bfloat16, where the CPU has it, and INT8 differ by a little; another function would by all.
@@ -213,7 +292,7 @@ def wall(case: Case, run_folder: Path, files: Files, rounds: int, quick: bool) -
     folder = Path(files.module).parent
     grid = GRID[:1] if quick else GRID
     names = {key: sorted({setting[key] for setting in grid}) for key in ("ranges", "bias_correction")}
-    quantize = {"kind": "quantize", "accuracy_control": False, **names}
+    quantize = {"kind": "quantize", "presets": ["performance"], "accuracy_control": False, **names}
     compress = {**compress_section(case, quick), "runtimes": ["openvino"], "passes": [quantize]}
     ours: list[float] = []
     bare: list[float] = []
@@ -245,6 +324,7 @@ def measure(name: str, peers: Sequence[str], parent: Path, quick: bool) -> dict[
     rounds, samples = (1, 5) if quick else (ROUNDS, SAMPLES)
     made = make_all(case, run_folder, files, peers, quick)
     rows = score(made, files, rounds, samples)
+    score_draws(case, run_folder, files, rows, quick)
     return {
         "rows": rows,
         "quantized": comparison.quantized(rows, peers),

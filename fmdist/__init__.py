@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmdist.data.arrays import Arrays
     from fmdist.stages import (
         Recipe,
         compress,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Arrays",
     "Recipe",
     "compress",
     "evaluate",
@@ -35,6 +37,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Arrays":
+        return import_module("fmdist.data.arrays").Arrays
     if name in __all__:
         return getattr(import_module("fmdist.stages"), name)
     message = f"module 'fmdist' has no attribute '{name}'"

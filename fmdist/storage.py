@@ -23,6 +23,8 @@ from fmdist.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+OWN_HASH = "own_sha256"
+"""The manifest's key for the hash of all its other keys."""
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
@@ -45,6 +47,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def write_stamped(path: Path, text: str) -> None:
+    """Write an HTML file as `write_text` does, with the hash of the text in a comment at its end."""
+    write_text(path, f"{text}\n<!-- sha256 {_hash_of(text)} -->\n")
+
+
+def check_stamp(path: Path) -> None:
+    """Raise `CheckpointError` unless a file is as `write_stamped` left it."""
+    text, _, stamp = path.read_bytes().decode("utf-8", "replace").rpartition("\n<!-- sha256 ")
+    if stamp != f"{_hash_of(text)} -->\n":
+        raise CheckpointError(field=str(path), problem="the content doesn't match the SHA-256 at its end")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,7 +101,7 @@ def committed_directory(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``: ``facts`` and the hash and size of every file below ``folder``."""
+    """Write ``manifest.json``: ``facts``, hash and size of every file below ``folder``, and its own hash."""
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.relative_to(folder).as_posix() != MANIFEST:
@@ -96,14 +110,16 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
                 "sha256": sha256(file),
                 "bytes": file.stat().st_size,
             }
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    # Through JSON, as it will be read: keys are texts there.
+    manifest = json.loads(json.dumps({**facts, "files": files}, allow_nan=False))
+    write_json(folder / MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """Return the manifest of a committed directory after checking every file against it.
 
     Raises:
-        CheckpointError: naming the file that is missing, truncated or changed.
+        CheckpointError: naming the file that is missing, truncated, changed, or outside of the directory.
     """
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
@@ -112,8 +128,13 @@ def verify(folder: Path) -> dict[str, Any]:
             field=str(folder / MANIFEST),
             problem="not a manifest: it doesn't say each file's bytes and sha256",
         )
+    # Checkpoints of earlier versions have none.
+    if manifest.get(OWN_HASH, "") not in ("", _own_hash(manifest)):
+        raise CheckpointError(
+            field=str(folder / MANIFEST), problem=f"the content doesn't match its own '{OWN_HASH}'"
+        )
     for name, recorded in files.items():
-        file = folder / name
+        file = inside(folder, name)
         if not file.is_file():
             raise CheckpointError(field=str(file), problem="the file is missing from its directory")
         if file.stat().st_size != recorded["bytes"]:
@@ -128,6 +149,32 @@ def verify(folder: Path) -> dict[str, Any]:
                 field=str(file), problem="the content doesn't match its SHA-256 in manifest.json"
             )
     return dict(manifest)
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return _hash_of(json.dumps({key: manifest[key] for key in manifest if key != OWN_HASH}, sort_keys=True))
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return ``folder / name``, where ``name`` comes from a file that a stranger may have written.
+
+    Raises:
+        CheckpointError: if that is, by its name or through a link, not below ``folder``.
+    """
+    path = folder / name
+    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            field=str(folder / MANIFEST),
+            problem="it names a file outside of its directory",
+            value=name,
+            allowed="relative paths without '..', and no link that leads out",
+        )
+    return path
 
 
 def remove_leftovers(folder: Path) -> None:

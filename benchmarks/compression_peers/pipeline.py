@@ -1,9 +1,10 @@
-"""fmdist's own artifact: ``settings`` are a run's folder and a ``compress:`` section."""
+"""fmdist's own artifact: ``settings`` are a run's folder, a ``compress:`` section, which calibration set."""
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.compression_peers.job import read, tell
@@ -19,6 +20,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     job = read()
     subject = open_subject(Path(job.settings["run"]))
+    seed = subject.seed + job.settings.get("draw", 0)
+    subject = replace(subject, recipe={**subject.recipe, "seed": seed})
     began = time.perf_counter()
     config: CompressConfig = parsing.parse({"compress": job.settings["compress"]}, only("compress"))[
         "compress"

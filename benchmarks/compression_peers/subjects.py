@@ -25,6 +25,8 @@ from fmdist.training.checkpoint import weights_digest
 
 CALIBRATION = 300
 """Training samples that every side calibrates on: those that fmdist draws."""
+DRAWS = 5
+"""Sets of as many: with one alone, the accuracies of models that are equally good differ by some samples."""
 QUICK = 30
 """As many in a quick run."""
 
@@ -120,8 +122,11 @@ def prepare(case: Case, run: Path, folder: Path, quick: bool) -> Files:
     save_module(module, Path(files.module))
     state = {key: value.clone().contiguous() for key, value in module.state_dict().items()}
     save_file(state, files.weights)
-    chosen = calibration_rows(splits.train.targets, QUICK if quick else CALIBRATION, subject.seed)
-    np.save(files.calibration, decoding.feed(rule, batch_of(splits.train.plain(), chosen))[name])
+    for draw in range(DRAWS):
+        size = QUICK if quick else CALIBRATION
+        chosen = calibration_rows(splits.train.targets, size, subject.seed + draw)
+        drawn = decoding.feed(rule, batch_of(splits.train.plain(), chosen))[name]
+        np.save(calibration(files, draw), drawn)
     scored = np.arange(len(splits.test))[: 100 if quick else None]
     rows = batch_of(splits.test, scored)[name]
     # Texts get the length that is timed: one program then serves torch's peers for both.
@@ -129,6 +134,12 @@ def prepare(case: Case, run: Path, folder: Path, quick: bool) -> Files:
     np.save(files.targets, splits.test.targets[scored])
     np.save(files.timed, _sample(case.timed, splits.spec.inputs[0].size))
     return files
+
+
+def calibration(files: Files, draw: int) -> str:
+    """Return the file of one of the sets of calibration samples; the first is `Files.calibration`."""
+    first = Path(files.calibration)
+    return str(first.with_stem(f"{first.stem}-{draw}")) if draw else str(first)
 
 
 def _sample(shape: tuple[int, ...], vocabulary: int) -> NDArray[Any]:

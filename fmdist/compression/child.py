@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from torch import nn
 
 from fmdist import component, storage
 from fmdist.errors import CompressionError
+
+Program = Callable[[], "torch.export.ExportedProgram"]
+
+PROGRAM = ".pt2"
+"""Ending of a file of `torch.export`."""
 
 
 def run_child(module: str, job: dict[str, Any], folder: Path, threads: int | None = None) -> None:
@@ -51,20 +56,47 @@ def run_child(module: str, job: dict[str, Any], folder: Path, threads: int | Non
         )
 
 
-def save_module(module: nn.Module, file: Path) -> None:
-    """Write a whole module for `load_module`.
+def save_module(module: nn.Module, file: Path, program: Program | None = None) -> None:
+    """Write a whole module for `load_module`; as a program where no other process can import its classes.
+
+    Args:
+        module: what is pickled.
+        file: where it goes.
+        program: makes a program of it; for classes of a script, a notebook or a function. None: they are
+            refused.
 
     Raises:
-        CompressionError: if its class can't be imported in another process.
+        CompressionError: if its class can't be imported in another process, and torch can't export it.
     """
+    reason = "its classes can't be imported there"
+    if all(_importable(type(part)) for part in module.modules()):
+        try:
+            torch.save(module, file)
+            return
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            reason = str(error)
+            file.unlink(missing_ok=True)
     try:
-        torch.save(module, file)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise CompressionError(
-            field="compress",
-            problem=f"the original can't be given to a process of its own ({error})",
-            fix="define its classes and functions at the top of a file that can be imported",
-        ) from error
+        if program is not None:
+            torch.export.save(program(), file.with_suffix(PROGRAM))
+            return
+    except CompressionError as error:
+        reason += f"; and as a program: {error.problems[0].problem}"
+    raise CompressionError(
+        field="compress",
+        problem=f"the original can't be given to a process of its own ({reason})",
+        fix="define its classes and functions at the top of a file that can be imported",
+    )
+
+
+def how_saved(file: Path) -> str:
+    """Return ``eager`` for a module that was pickled to ``file``, ``program`` for one that was exported."""
+    return "eager" if file.exists() else "program"
+
+
+def _importable(kind: type[nn.Module]) -> bool:
+    # What a script defines is __main__ there only; what torch.export loads is generated code.
+    return kind.__module__ != "__main__" and not issubclass(kind, torch.fx.GraphModule)
 
 
 def load_module(file: Path, plugins: Iterable[tuple[str, str, str]]) -> nn.Module:
@@ -73,6 +105,8 @@ def load_module(file: Path, plugins: Iterable[tuple[str, str, str]]) -> nn.Modul
         component.add_plugin_folder(Path(folder))
         component.load(component.find(group, kind))
     # Our own file, written a moment ago by the process that started this one.
+    if how_saved(file) == "program":
+        return torch.export.load(file.with_suffix(PROGRAM)).module()
     module: nn.Module = torch.load(file, weights_only=False)
     return module
 

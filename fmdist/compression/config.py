@@ -8,9 +8,19 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from fmdist.compression.passes.base import PassConfig
+from fmdist.compression.search_config import SearchConfig
+from fmdist.compression.sensitivity_config import SensitivityConfig
 from fmdist.recipe.schema import Plugin, Section
 
 Runtime = Literal["openvino", "onnxruntime"]
+Program = Literal["torch_export", "executorch"]
+
+REPLACES = {
+    "quantize": "rounds activations too, which is faster",
+    "quantize_aware": "does so and trains the model on meanwhile, which loses less",
+    "compress_weights": "keeps activations in float",
+}
+"""Passes that write the weights in fewer bits -> what tells them apart."""
 
 
 class BenchmarkConfig(Section):
@@ -24,6 +34,10 @@ class BenchmarkConfig(Section):
     """Samples per inference when throughput is measured."""
     max_seconds: float = Field(default=10.0, gt=0)
     """Measuring ends after this time, in seconds, once every model has 10 inferences."""
+    torch_compile: bool = True
+    """Measure the original through `torch.compile` too, compiled for both sizes, which takes seconds."""
+    memory: bool = True
+    """Measure the peak memory of every model, each in a process of its own."""
 
 
 class CompressConfig(Section):
@@ -33,12 +47,25 @@ class CompressConfig(Section):
     """What to do to the model, in this order, each `{kind: ...}`; none exports it in float32."""
     max_drop: float = Field(default=0.01, ge=0)
     """Loss of the task's primary metric allowed on the validation split, in the metric's own units."""
-    calibration_samples: int = Field(default=300, ge=1)
-    """Training samples, drawn evenly over the classes, from which value ranges are measured."""
+    calibration_samples: int | None = Field(default=None, ge=1)
+    """Training samples, drawn evenly over the classes, from which value ranges are measured; null: 300, or
+    all if there are fewer."""
     runtimes: tuple[Runtime, ...] | None = Field(default=None, min_length=1)
     """For which runtimes to write models; null: for all that the model's family exports to."""
+    programs: tuple[Program, ...] = ()
+    """Write these too, in float32, as the passes on the torch model leave it: `torch_export`, a program for
+    torch without the model's code, and `executorch`, one for phones and boards (extra `executorch`)."""
+    search: SearchConfig | None = None
+    """Find the cheapest plan that keeps to limits: passes are added to those above where it takes them."""
+    license: str | None = None
+    """Of the model, as its card says it: an SPDX identifier such as `apache-2.0`."""
+    keep_stages: bool = True
+    """Keep what the stages left, so that a changed setting repeats only what depends on it; without them the
+    artifact is smaller."""
     benchmark: BenchmarkConfig = Field(default_factory=BenchmarkConfig)
     """How speed is measured."""
+    sensitivity: SensitivityConfig = Field(default_factory=SensitivityConfig)
+    """How `--analyze`, and a pass that allocates by sensitivity, measures the layers."""
 
     @field_validator("passes")
     @classmethod
@@ -52,10 +79,11 @@ class CompressConfig(Section):
     @field_validator("passes")
     @classmethod
     def _weights_once(cls, passes: tuple[PassConfig, ...]) -> tuple[PassConfig, ...]:
-        if {"quantize", "compress_weights"} <= {settings.kind() for settings in passes}:
+        kinds = [settings.kind() for settings in passes]
+        if len(found := [kind for kind in REPLACES if kind in kinds]) > 1:
             message = (
-                "quantize and compress_weights both replace the weights, so only one may stand here: "
-                "quantize rounds activations too, which is faster; compress_weights keeps them in float"
+                f"{' and '.join(found)} each replace the weights, so only one may stand here: "
+                + "; ".join(f"{kind} {REPLACES[kind]}" for kind in found)
             )
             raise ValueError(message)
         return passes

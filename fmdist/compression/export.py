@@ -50,7 +50,7 @@ def export_models(spec: ExportSpec, files: Mapping[str, Path], folder: Path) -> 
         for runtime, file in files.items():
             EXPORTERS[runtime](spec, file)
         return
-    save_module(frozen(spec.module), folder / "module.pt")
+    save_module(frozen(spec.module), folder / "module.pt", lambda: export_program(spec))
     torch.save(spec.example(), folder / "example.pt")
     for runtime, file in files.items():
         job = {
@@ -66,7 +66,7 @@ def export_models(spec: ExportSpec, files: Mapping[str, Path], folder: Path) -> 
         }
         run_child("fmdist.compression.export", job, folder)
         if (said := folder / "refused.json").exists():
-            raise _refused(runtime, storage.read_json(said)["reason"])
+            raise refused(runtime, storage.read_json(said)["reason"])
 
 
 def main(job_file: Path) -> None:
@@ -89,6 +89,16 @@ def main(job_file: Path) -> None:
         storage.write_json(folder / "refused.json", {"reason": error.problems[0].problem})
 
 
+def export_program(spec: ExportSpec) -> torch.export.ExportedProgram:
+    """Return the module as a program of `torch.export`, with free axes.
+
+    Raises:
+        CompressionError: if torch can't export it.
+    """
+    with exporting("torch"):
+        return torch.export.export(frozen(spec.module), spec.example(), dynamic_shapes=dynamic_shapes(spec))
+
+
 def export_openvino(spec: ExportSpec, file: Path) -> None:
     """Write ``file`` (.xml) and its weights (.bin beside it), float32, with named inputs and free axes.
 
@@ -98,11 +108,11 @@ def export_openvino(spec: ExportSpec, file: Path) -> None:
     openvino = load_openvino()
     module = frozen(spec.module)
     example = spec.example()
-    with _exporting("openvino"):
+    with exporting("openvino"):
         if spec.openvino_route == "trace":
             model = openvino.convert_model(module, example_input=example)
         else:
-            program = torch.export.export(module, example, dynamic_shapes=_dynamic_shapes(spec))
+            program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes(spec))
             model = openvino.convert_model(program)
         shapes = {}
         for port, name, value in zip(model.inputs, spec.input_names, example, strict=True):
@@ -130,9 +140,9 @@ def export_onnx(spec: ExportSpec, file: Path) -> None:
         "output_names": list(spec.output_names),
         "verbose": False,
     }
-    with _exporting("onnxruntime"):
+    with exporting("onnxruntime"):
         if spec.onnx_route == "dynamo":
-            shapes = _dynamic_shapes(spec)
+            shapes = dynamic_shapes(spec)
             torch.onnx.export(
                 module, example, str(file), dynamo=True, dynamic_shapes=shapes, external_data=False, **names
             )
@@ -141,7 +151,7 @@ def export_onnx(spec: ExportSpec, file: Path) -> None:
             torch.onnx.export(module, example, str(file), dynamo=False, dynamic_axes=axes, **names)
 
 
-def _dynamic_shapes(spec: ExportSpec) -> tuple[Any, ...]:
+def dynamic_shapes(spec: ExportSpec) -> tuple[Any, ...]:
     """Return the free axes as `torch.export` wants them: shaped like the parameters of ``forward``."""
     # One Dim object per name: axes that share a name must stay equal.
     dims = {name: torch.export.Dim(name) for free in spec.dynamic_axes.values() for name in free.values()}
@@ -157,7 +167,7 @@ def _dynamic_shapes(spec: ExportSpec) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _exporting(target: str) -> Iterator[None]:
+def exporting(target: str) -> Iterator[None]:
     """Keep the exporters' warnings about their own internals to ourselves; name the target of a failure."""
     level = logging.root.level
     with torch.no_grad(), warnings.catch_warnings():
@@ -169,17 +179,18 @@ def _exporting(target: str) -> Iterator[None]:
             cause = error.__cause__ or error
             said = (str(cause).strip().splitlines() or [""])[0]
             reason = f"the model can't be exported ({type(cause).__name__}: {said})"
-            raise _refused(target, reason) from error
+            raise refused(target, reason) from error
         finally:
             # OpenVINO's converter leaves the root logger at ERROR, for everybody.
             logging.root.setLevel(level)
 
 
-def _refused(runtime: str, reason: str) -> CompressionError:
+def refused(runtime: str, reason: str) -> CompressionError:
+    """Return the error of a module that can't be exported."""
     return CompressionError(
         field=f"compress.export.{runtime}",
         problem=reason,
-        fix="see the model kind's export routes, or leave this runtime out of compress.runtimes",
+        fix="see the model kind's export routes, or leave it out of compress.runtimes (or .programs)",
     )
 
 

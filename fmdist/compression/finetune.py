@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +77,7 @@ def finetune(
 
     Args:
         task: is changed in place; on the CPU afterwards.
-        original: the uncompressed model's, the teacher if there is to be one.
+        original: the uncompressed model's, whose copy is the teacher if there is to be one.
         splits: train and validation are used.
         config: how it is trained.
         recipe: the run's; its ``train`` section holds but for what ``config`` says.
@@ -100,16 +102,59 @@ def finetune(
     )
     learned: Task = task
     if config.distill is not None:
-        teacher = Teacher(original, splits.preprocess.to_json())
+        # A teacher is frozen, and goes to the student's device: later passes begin with this very module.
+        teacher = Teacher(copy.deepcopy(original), splits.preprocess.to_json())
         settings = DistillConfig(teacher=Path(), **config.distill.model_dump())
         learned = distill(task, settings, teacher, splits)
     if keep_zeros:
         learned = KeepingZeros(learned)
-    seed = int(recipe.get("seed", 0))
     plain = {**recipe, "train": train.model_dump(mode="json")}
     if not runs.is_finished(folder, plain):
-        with runs.open_run(folder, plain) as run:
-            runs.begin(run, plain, runs.signature(task, splits), splits.record)
-            train_run(run, learned, splits, train, seed, Context())
-            run.write("finished", {})
+        _train(task, learned, splits, train, plain, folder)
     runs.load_best(folder, task)
+
+
+def train_to_end(
+    task: Task,
+    splits: DataSplits,
+    settings: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Train a task and leave it with its last weights, not its best; goes on where it was interrupted.
+
+    Args:
+        task: is changed in place; on the CPU afterwards.
+        splits: train and validation are used.
+        settings: of the ``train`` section, in place of the recipe's.
+        recipe: the run's.
+        folder: for the checkpoints, of this training alone.
+
+    Raises:
+        Interrupted: by a signal, once the state is saved.
+        TrainingError: if the loss is not finite.
+    """
+    train = TrainConfig.model_validate(recipe.get("train") or {}, strict=False)
+    common = {"early_stopping": None, "ema": None, "checkpoint": CheckpointConfig(), "trackers": ()}
+    train = train.model_copy(update={**common, **settings})
+    plain = {**recipe, "train": train.model_dump(mode="json")}
+    if runs.is_finished(folder, plain):
+        # Its best weights are on disk and its last ones may not be: what came of it wasn't kept in time.
+        shutil.rmtree(folder)
+    _train(task, task, splits, train, plain, folder)
+    for module in task.roles().values():
+        module.cpu().eval()
+
+
+def _train(
+    task: Task,
+    learned: Task,
+    splits: DataSplits,
+    train: TrainConfig,
+    recipe: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    with runs.open_run(folder, recipe) as run:
+        runs.begin(run, recipe, runs.signature(task, splits), splits.record)
+        train_run(run, learned, splits, train, int(recipe.get("seed", 0)), Context())
+        run.write("finished", {})

@@ -6,12 +6,12 @@ may be missing; every other key is always there.
 
 ::
 
-    format            3
+    format            4
     kind              "artifact"
     name              the recipe's name
     created           UTC, ISO 8601
-    source            the run that it was made from
-    fingerprint       SHA-256 of the trained weights
+    source            the run that it was made from; for a model from elsewhere its file, or its class
+    fingerprint       SHA-256 of the trained weights; of a file or a module from elsewhere, of that
     seed              the recipe's seed
     signature         {inputs: [{name, shape, dtype}], outputs: [{name, shape, dtype}]}; null is a free axis
     preprocessing     what `fmdist.data.preprocess.Preprocess.from_json` reads
@@ -20,30 +20,38 @@ may be missing; every other key is always there.
     decoding          the rule that `fmdist.tasks.decoding` takes
     primary           {name, mode: "max"|"min", max_drop}; max_drop is in the metric's own units
     parameters        number of weights of the original model
+    imported?         of a graph from elsewhere (ONNX, OpenVINO IR): {file: the graph as it came but for the
+                      names of its inputs and output, batch: how many samples it takes, null for any,
+                      nodes: {runtime: {before, after}} folding constants, skipped: {runtime: why it has
+                      no model}}
     models            {runtime: {variant: {file, files, bytes, gzip_bytes, size_ratio}}}
                       runtime: "openvino"|"onnxruntime"; variant: "fp32"|"reduced"|"int8"|
                       "int8_weights"|"int4_weights"|"nf4_weights"; "reduced" is what the passes
                       on the torch model left, in float32; of "..._weights" only the weights are in that
                       precision. `file` is what a runtime opens, `files` all that it needs; size_ratio =
                       bytes / bytes of the same runtime's fp32
-    results           rows, one per (runtime, variant, precision), torch's first; on the TEST split:
-        runtime         "torch" (eager, the original) | "openvino" | "onnxruntime"
-        variant         as in `models`
+    results           rows, one per (runtime, variant, precision), the original's first; on the TEST split:
+        runtime         "torch" (the original, where there is a module) | "openvino" | "onnxruntime"
+        variant         as in `models`; "original" is a graph from elsewhere in its own runtime, and then
+                        there is no row of torch
         precision       "f32" (asked for) | "default" (what the runtime chooses on this CPU)
         executed        {precision: number of layers with weights that really ran in it}, such as
                         {"int8": 6}, {"bf16": 6} or {"f32 with int4 weights": 6}; {} for torch
         metrics         {name: value}
         value           the primary metric
-        drop            by how much `value` is worse than torch's, >= 0 if worse, in the metric's own units
+        drop            by how much `value` is worse than the original's, >= 0 if worse, in its own units
         bytes, gzip_bytes    of the files that the runtime needs (torch: model.safetensors)
         size_ratio      bytes / bytes of the same runtime's fp32
         latency_ms      {median, p10} of one sample
         throughput_per_s  samples per second, at the benchmark's batch size
-        speedup         torch's median latency / this one's
+        speedup         the original's median latency / this one's
+        memory?         {peak_bytes, added_bytes} of a process that runs this model alone, one sample at a
+                        time: all that it held, and what came after its runtime was imported
     parity            rows: {runtime, variant, batch, length, max_abs_difference, max_abs_reference, relative,
-                      tolerance}; float models (float32 asked for) against torch; relative = difference /
-                      reference; length is that of the free axes, null without any
-    validation        {torch: {name: value}, size}: the original on the split that chose candidates
+                      tolerance}; float models (float32 asked for) against the original; relative =
+                      difference / reference; length is that of the free axes, null without any
+    validation        {runtime of the original: {name: value}, size, baseline?}: the original on the split
+                      that chose candidates; a model from elsewhere beside the trivial predictor
     passes            one per pass, in order:
         stage           name of its folder under stages/
         kind, config    as in the recipe
@@ -52,17 +60,30 @@ may be missing; every other key is always there.
         candidates      on "exported", rows: {runtime, setting, values: {precision: primary metric on
                         validation}, value (the worst of them), drop, error, seconds, chosen}; drop and error
                         (relative RMS difference of the outputs) are against the float model.
-                        On "torch", its rounds: {setting, value (on validation), parameters, nonzero}
+                        On "torch", its rounds: {setting, value (on validation), parameters, nonzero}, and
+                        before them what a search for a latency tried, with value null
         coverage        {runtime or "torch": {layers, changed_layers, parameters, changed_parameters,
                         left: [{name, type, shape, parameters, reason}]}}: layers that have what the
                         pass was asked for, and those that don't. On "exported" also precisions:
                         {"float"|"int8"|"int4"|"nf4": layers}; for torch also
-                        changed: [{name, type, of, changed}], numbers of weights
+                        changed: [{name, type, of, changed, method?}], numbers of weights; method is
+                        what chose them, "magnitude" or "regularization"
         skipped         {runtime: why the pass left its model as it was}
         before, after   {runtime: {value, drop, bytes, gzip_bytes, latency_ms, throughput_per_s}}; on the test
                         split at the default precision. On "torch": {torch: {parameters, nonzero}}
+    programs          {"torch_export"|"executorch": {file, files, bytes, gzip_bytes, batch (null: any),
+                      difference (largest from the module, relative)}}; float32
+    search            null, or of the search that found the plan: {limits, met, chosen (position in tried),
+                      tried: [{name, plan: {pass: settings}, probe (measured, not trained), figures: {bytes,
+                      latency_ms, speedup, variant} or null, refused (why) or null, lost (max_drop is
+                      missed), missed: [limits], met, seconds}]}
     stages            rows {name, seconds}: every stage, in order
-    benchmark         {threads, batch_size, samples: {"runtime-variant-precision": n}, torch_threads}
+    benchmark         {threads, batch_size, samples: {"runtime-variant-precision": n}, torch_threads,
+                      original}
+                      original: how it ran: "eager", "program" (by torch.export: it came so, or no other
+                      process can import its classes), "graph"
+    torch_compile     the original through torch.compile: {latency_ms, throughput_per_s, speedup, seconds (to
+                      compile), difference (largest, from eager, relative)}, or {left: why it wasn't measured}
     evaluation        {test_size, validation_size, calibration_size, split_sha256: {split: hash} or null}
     hardware          {cpu, cores, flags: [...], system}
     versions          {python, fmdist, torch, openvino?, onnx?, onnxruntime?, nncf?, numpy}
@@ -86,12 +107,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fmdist.compression.original import TORCH
 from fmdist.compression.stage import Done
 from fmdist.compression.subject import Subject
-from fmdist.compression.verification import TORCH_ROW, row_name
+from fmdist.compression.verification import row_name
 from fmdist.environment import ARTIFACT, hardware, versions
 
-FORMAT = 3
+FORMAT = 4
 
 _CHUNK = 2**20
 
@@ -105,11 +127,14 @@ class Records:
     passes: Sequence[Done]
     verify: Done
     benchmark: Done
+    programs: Sequence[Done] = ()
+    """None or one."""
+    search: Mapping[str, Any] | None = None
 
     @property
     def all(self) -> tuple[Done, ...]:
         """Every stage."""
-        return (*self.exports, *self.passes, self.verify, self.benchmark)
+        return (*self.exports, *self.passes, *self.programs, self.verify, self.benchmark)
 
 
 def describe(output: Path, file: str) -> dict[str, Any]:
@@ -148,21 +173,32 @@ def assemble(
         "decoding": subject.task.decoding(),
         "primary": {"name": name, "mode": mode, "max_drop": max_drop},
         "parameters": exported["parameters"],
+        **_imported(exported),
         "models": models,
         "results": results,
         "parity": verified["parity"],
         "validation": verified["validation"],
         "passes": [_pass(done, results) for done in records.passes],
+        "search": records.search,
+        "programs": records.programs[0].record["programs"] if records.programs else {},
         "stages": [
             {"name": done.name, "seconds": done.seconds}
             for done in sorted(records.all, key=lambda done: done.name)
         ],
         "benchmark": records.benchmark.record["conditions"],
+        "torch_compile": _compiled(records.benchmark.record),
         "evaluation": evaluation,
         "hardware": hardware(),
         "versions": versions(ARTIFACT),
         "recipe": dict(subject.recipe),
     }
+
+
+def _imported(record: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("batch", "nodes", "skipped")
+    if "nodes" not in record:
+        return {}
+    return {"imported": {"file": record["weights"]["file"], **{key: record[key] for key in keys}}}
 
 
 def _models(records: Records) -> dict[str, dict[str, Any]]:
@@ -179,18 +215,30 @@ def _models(records: Records) -> dict[str, dict[str, Any]]:
 def _results(records: Records, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return verification's rows with sizes and speed."""
     speeds = records.benchmark.record["rows"]
-    original_ms = speeds[TORCH_ROW]["latency_ms"]["median"]
-    rows = []
-    for row in records.verify.record["results"]:
+    measured = records.verify.record["results"]
+    original = row_name(*(measured[0][key] for key in ("runtime", "variant", "precision")))
+    original_ms = speeds[original]["latency_ms"]["median"]
+    weights = records.exports[0].record["weights"]
+    whole = models.get(measured[0]["runtime"], {}).get("fp32", {})
+    rows: list[dict[str, Any]] = []
+    for row in measured:
         described = (
-            {**records.exports[0].record["weights"], "size_ratio": 1.0}
-            if row["runtime"] == "torch"
+            {**weights, "size_ratio": weights["bytes"] / whole.get("bytes", weights["bytes"])}
+            if not rows
             else models[row["runtime"]][row["variant"]]
         )
         speed = speeds[row_name(row["runtime"], row["variant"], row["precision"])]
         sizes = {key: described[key] for key in ("bytes", "gzip_bytes", "size_ratio")}
         rows.append({**row, **sizes, **speed, "speedup": original_ms / speed["latency_ms"]["median"]})
     return rows
+
+
+def _compiled(record: Mapping[str, Any]) -> dict[str, Any]:
+    compiled = dict(record["compiled"])
+    if "latency_ms" in compiled:
+        eager_ms = record["rows"][row_name(*TORCH)]["latency_ms"]["median"]
+        compiled["speedup"] = eager_ms / compiled["latency_ms"]["median"]
+    return compiled
 
 
 def _pass(done: Done, results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,41 +10,50 @@ finished one, and a changed setting repeats only what depends on it.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from fmdist import component, storage
 from fmdist.compression import benchmark, verification
 from fmdist.compression.config import CompressConfig
-from fmdist.compression.export import export_models, frozen
+from fmdist.compression.exporting import export, files_of
 from fmdist.compression.manifest import Records, assemble, describe
-from fmdist.compression.passes.base import ExportedPass, TorchPass, Workbench
-from fmdist.compression.reducing import CHANGES, check_budget, reduce
+from fmdist.compression.original import Hosted
+from fmdist.compression.ownership import check_owner, own, scratch
+from fmdist.compression.passes.base import ExportedPass, TorchPass, TrainedPass, Workbench
+from fmdist.compression.programs import FILES as PROGRAMS
+from fmdist.compression.programs import check_installed, write_programs
+from fmdist.compression.reducing import check_budget, reduce, remove_training, training_bench, training_inputs
 from fmdist.compression.stage import FOLDER, Done, Stages
 from fmdist.compression.subject import (
     Subject,
     batch_of,
     calibration_rows,
+    calibration_size,
     score,
     torch_rows,
     write_batch,
 )
 from fmdist.environment import ARTIFACT, hardware, versions
-from fmdist.errors import CheckpointError
+from fmdist.errors import CheckpointError, UsageError, did_you_mean
+from fmdist.reports.card import card
 from fmdist.tasks import decoding
 from fmdist.training.signals import EndAtOnce
 
-_OWNER = "subject.json"
+CARD = "README.md"
+"""The artifact's model card."""
+
 _MODEL_FOLDERS = {"openvino": "openvino", "onnxruntime": "onnx"}
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,13 @@ class Result:
     """See `fmdist.compression.manifest` for its keys."""
 
 
-def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
+def compress(
+    subject: Subject,
+    config: CompressConfig,
+    output: Path,
+    from_stage: str | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Result:
     """Make the artifact ``output`` of a trained model, or finish it.
 
     Args:
@@ -64,8 +79,11 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
         config: the recipe's ``compress:`` section.
         output: the artifact's folder: new, empty, or of this very subject; the artifact of an earlier state
             of the subject's run is replaced.
+        from_stage: do this stage and all after it again, such as ``quantize`` or ``benchmark``.
+        record: of the search that found ``config``, for the manifest.
 
     Raises:
+        UsageError: if there is no such stage.
         CheckpointError: if ``output`` holds something else, or another process is writing there.
         CompressionError: if an export isn't faithful, a pass changed nothing, or the budget was missed.
         CapabilityError: if the model's exports can't be scored.
@@ -73,79 +91,77 @@ def compress(subject: Subject, config: CompressConfig, output: Path) -> Result:
         Interrupted: by SIGTERM or SIGINT; finished stages are kept.
     """
     component.require("compress", needed_by="fmdist compress")
-    _check_owner(output, subject)
+    check_installed(config)
+    _check_stage(from_stage, subject, config)
+    _calibration(subject, config)
+    _check_torch_passes(subject, config)
+    check_owner(output, subject)
     with EndAtOnce("finished stages are kept; the same command goes on") as ending, storage.lock(output):
         storage.remove_leftovers(output)
-        _check_owner(output, subject)
-        _own(output, subject)
-        stages = Stages(output, ending.check)
-        exports, passes = [_export(subject, config, stages, "fp32")], []
+        check_owner(output, subject)
+        own(output, subject)
+        stages = Stages(output, ending.check, from_stage)
+        exports, passes = [export(subject, config, stages, "fp32")], []
+        _check_exported_passes(config, exports[0], output)
         current, lost = subject, 0.0
         for settings in config.passes:
             if isinstance(settings, TorchPass):
-                current, done = reduce(subject, current, settings, stages)
+                current, done = reduce(subject, current, settings, stages, config.sensitivity)
                 passes.append(done)
         if passes:
             lost = check_budget(subject, current, config)
-            exports.append(_export(current, config, stages, "reduced"))
+            exports.append(export(current, config, stages, "reduced"))
         for settings in config.passes:
-            if isinstance(settings, ExportedPass):
-                last = settings is config.passes[-1]
-                passes.append(_apply(current, config, settings, stages, "model" if last else "", lost))
+            if isinstance(settings, ExportedPass | TrainedPass):
+                stem = "model" if settings is config.passes[-1] else ""
+                passes.append(_apply(subject, current, config, settings, stages, stem, lost))
+        programs = [write_programs(current, config, stages)] if config.programs else []
         verified = _verify(subject, current, stages)
         measured = _benchmark(subject, config, stages)
-        return _commit(subject, config, Records(exports, passes, verified, measured), output)
+        return _commit(
+            subject, config, Records(exports, passes, verified, measured, programs, record), output
+        )
 
 
-def _export(subject: Subject, config: CompressConfig, stages: Stages, variant: str) -> Done:
+def _check_stage(name: str | None, subject: Subject, config: CompressConfig) -> None:
+    on_torch = [settings.kind() for settings in config.passes if isinstance(settings, TorchPass)]
+    exported = [settings.kind() for settings in config.passes if not isinstance(settings, TorchPass)]
+    first = "import" if isinstance(subject.export.module, Hosted) else "export"
+    names = [first, *on_torch, *(["export-reduced"] if on_torch else []), *exported]
+    names += [*(["programs"] if config.programs else []), "verify", "benchmark"]
+    if name is not None and name not in names:
+        raise UsageError(
+            field="--from-stage",
+            problem="this compression has no such stage",
+            value=name,
+            allowed=", ".join(names),
+            fix=did_you_mean(name, names),
+        )
+
+
+def _check_torch_passes(subject: Subject, config: CompressConfig) -> None:
     spec = subject.export
-    # What runs is always openvino/model.xml: other float models make way for what a pass will put there.
-    exported = [settings for settings in config.passes if isinstance(settings, ExportedPass)]
-    final = not exported and (variant == "reduced" or not config.passes)
-    names = {
-        "openvino": f"openvino/{'model' if final else f'model.{variant}'}.xml",
-        "onnxruntime": f"onnx/{'model' if variant == 'fp32' else f'model.{variant}'}.onnx",
-    }
-    stem = "model" if variant == "fp32" else variant
-    architecture = "architecture.json" if variant == "fp32" else f"{variant}.architecture.json"
-    changes = [stages.output / file for done in stages.done for file in done.files if file.endswith(CHANGES)]
-    possible = [runtime for runtime in names if runtime == "openvino" or spec.onnx_route is not None]
-    chosen: dict[str, str] = {runtime: names[runtime] for runtime in config.runtimes or possible}
+    for settings in config.passes:
+        if isinstance(settings, TorchPass):
+            settings.check(spec.module, spec.example(), spec.fixed)
+            if settings.renames:
+                return  # Later ones may name the layers that it makes.
+        elif isinstance(settings, TrainedPass):
+            settings.check(subject.task, spec.module)
 
-    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
-        output = stages.output
-        for file in chosen.values():
-            (output / file).parent.mkdir(exist_ok=True)
-        with _scratch(output) as folder:
-            export_models(spec, {runtime: output / file for runtime, file in chosen.items()}, folder)
-        _write_weights(subject, output / f"{stem}.safetensors", output / architecture, changes)
-        models = {runtime: describe(output, file) for runtime, file in chosen.items()}
-        weights = describe(output, f"{stem}.safetensors")
-        record = {
-            "variant": variant,
-            "models": models,
-            "weights": weights,
-            "signature": _signature(subject),
-            "parameters": sum(parameter.numel() for parameter in spec.module.parameters()),
-        }
-        return record, [*_files(models), f"{stem}.safetensors", architecture]
 
-    inputs = {
-        "fingerprint": subject.fingerprint,
-        "model": subject.recipe.get("model"),
-        "files": chosen,
-        "routes": [spec.onnx_route, spec.openvino_route],
-        "axes": spec.dynamic_axes,
-        "names": [spec.input_names, spec.output_names],
-        "versions": versions(ARTIFACT),
-    }
-    return stages.run("export" if variant == "fp32" else f"export-{variant}", inputs, work)
+def _check_exported_passes(config: CompressConfig, exported: Done, output: Path) -> None:
+    models = {runtime: output / item["file"] for runtime, item in exported.record["models"].items()}
+    for settings in config.passes:
+        if isinstance(settings, ExportedPass):
+            settings.check(models)
 
 
 def _apply(
+    original: Subject,
     subject: Subject,
     config: CompressConfig,
-    settings: ExportedPass,
+    settings: ExportedPass | TrainedPass,
     stages: Stages,
     stem: str,
     lost: float,
@@ -157,9 +173,13 @@ def _apply(
     before = stages.done[-1]
     models = {runtime: stages.output / item["file"] for runtime, item in before.record["models"].items()}
 
-    def work(_: Path) -> tuple[dict[str, Any], list[str]]:
-        with _scratch(stages.output) as folder:
-            outcome = settings.apply(_workbench(subject, config.max_drop - lost, config, models, folder))
+    def work(own_folder: Path) -> tuple[dict[str, Any], list[str]]:
+        with scratch(stages.output) as folder:
+            bench = _workbench(subject, config.max_drop - lost, config, models, folder)
+            if isinstance(settings, TrainedPass):
+                outcome = settings.train(bench, training_bench(original, subject, own_folder))
+            else:
+                outcome = settings.apply(bench)
             variant = outcome.variant
             named = {
                 "openvino": f"openvino/{stem or f'model.{variant}'}.xml",
@@ -177,13 +197,13 @@ def _apply(
             "coverage": outcome.coverage,
             "skipped": dict(outcome.skipped),
         }
-        return record, _files(described)
+        return record, files_of(described)
 
     inputs = {
         "config": settings.to_recipe(),
         "models": before.files,
         "max_drop": config.max_drop - lost,
-        "calibration_samples": config.calibration_samples,
+        "calibration_samples": _calibration(subject, config),
         "seed": subject.seed,
         "stem": stem,
         "float_only": dict(subject.export.float_only),
@@ -191,14 +211,18 @@ def _apply(
         "metric": subject.task.primary,
         "versions": versions(ARTIFACT),
     }
-    return stages.run(settings.kind(), inputs, work)
+    if isinstance(settings, TrainedPass):
+        inputs |= training_inputs(original, subject)
+    done = stages.run(settings.kind(), inputs, work)
+    remove_training(stages.folder(done.name))
+    return done
 
 
 def _verify(subject: Subject, current: Subject, stages: Stages) -> Done:
     reduced = None if current is subject else current
 
     def work(_: Path) -> tuple[dict[str, Any], list[str]]:
-        with _scratch(stages.output) as folder:
+        with scratch(stages.output) as folder:
             return verification.verify(subject, reduced, _ways(stages), folder), []
 
     inputs = {
@@ -214,7 +238,7 @@ def _verify(subject: Subject, current: Subject, stages: Stages) -> Done:
 
 def _benchmark(subject: Subject, config: CompressConfig, stages: Stages) -> Done:
     def work(_: Path) -> tuple[dict[str, Any], list[str]]:
-        with _scratch(stages.output) as folder:
+        with scratch(stages.output) as folder:
             return benchmark.measure(subject.export, _ways(stages), config.benchmark, folder), []
 
     inputs = {
@@ -233,30 +257,45 @@ def _commit(subject: Subject, config: CompressConfig, records: Records, output: 
     evaluation = {
         "test_size": len(splits.test),
         "validation_size": len(splits.validation),
-        "calibration_size": min(config.calibration_samples, len(splits.train)),
+        "calibration_size": _calibration(subject, config),
         "split_sha256": splits.record.get("sha256"),
     }
     # Through JSON, so that tuples compare equal to the lists that were sealed.
     facts = json.loads(json.dumps(assemble(subject, config.max_drop, records, evaluation), allow_nan=False))
     if (output / storage.MANIFEST).is_file():
-        sealed = storage.verify(output)
+        sealed = _sealed(output)
         volatile = {"created", "files"}
-        if all(sealed.get(key) == facts[key] for key in facts.keys() - volatile):
+        if config.keep_stages and all(sealed.get(key) == facts[key] for key in facts.keys() - volatile):
             return Result(output, sealed)
         (output / storage.MANIFEST).unlink()
     done = records.all
     written = {file for stage in done for file in stage.files}
-    for pattern in (*(f"{folder}/*" for folder in _MODEL_FOLDERS.values()), "reduced.*"):
+    for pattern in (*(f"{folder}/*" for folder in _MODEL_FOLDERS.values()), "reduced.*", *PROGRAMS.values()):
         for file in output.glob(pattern):
             if file.relative_to(output).as_posix() not in written:
                 file.unlink()
+    kept = {stage.name for stage in done} if config.keep_stages else set()
     for stage_folder in (output / FOLDER).iterdir():
-        if stage_folder.is_dir() and stage_folder.name not in {stage.name for stage in done}:
+        if stage_folder.is_dir() and stage_folder.name not in kept:
             shutil.rmtree(stage_folder)
     # Drawn from the manifest after it, so it can't be among the hashed files.
     (output / "report.html").unlink(missing_ok=True)
+    (output / CARD).write_text(card(facts, output.name), encoding="utf-8")
     storage.seal(output, facts)
     return Result(output, storage.verify(output))
+
+
+def _sealed(output: Path) -> dict[str, Any]:
+    """Return the manifest; empty if a file was changed, since everything is here to seal it again."""
+    try:
+        return storage.verify(output)
+    except CheckpointError as error:
+        log.warning("%s; the artifact is sealed again", error)
+        return {}
+
+
+def _calibration(subject: Subject, config: CompressConfig) -> int:
+    return calibration_size(len(subject.splits.train), config.calibration_samples)
 
 
 def _workbench(
@@ -264,7 +303,7 @@ def _workbench(
 ) -> Workbench:
     splits, task, rule = subject.splits, subject.task, subject.task.decoding()
     targets = splits.validation.targets
-    rows = calibration_rows(splits.train.targets, config.calibration_samples, subject.seed)
+    rows = calibration_rows(splits.train.targets, _calibration(subject, config), subject.seed)
     files = write_batch(splits, splits.validation, folder, "validation")
 
     def primary(found: NDArray[np.float32], rows: NDArray[np.int64]) -> float:
@@ -292,105 +331,8 @@ def _ways(stages: Stages) -> list[verification.Model]:
     return verification.ways(models)
 
 
-def _write_weights(subject: Subject, file: Path, architecture: Path, changes: Sequence[Path]) -> None:
-    """Write weights, and what rebuilds the module that they belong to."""
-    state = frozen(subject.export.module).state_dict()
-    # Copies, since safetensors refuses tensors that share memory.
-    save_file({name: value.clone().contiguous() for name, value in state.items()}, file)
-    shapes = {
-        name: {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        for name, value in state.items()
-    }
-    storage.write_json(
-        architecture,
-        {
-            "format": 2,
-            "model": subject.recipe.get("model"),
-            "spec": subject.splits.spec.to_json(),
-            "changes": [change for found in changes for change in storage.read_json(found)["served"]],
-            "parameters": shapes,
-        },
-    )
-
-
-def _signature(subject: Subject) -> dict[str, Any]:
-    spec = subject.export
-    example = spec.example()
-    outputs = frozen(spec.module)(*example)
-    named = (
-        ("inputs", spec.input_names, example),
-        ("outputs", spec.output_names, outputs if isinstance(outputs, tuple) else (outputs,)),
-    )
-    return {
-        side: [
-            {
-                "name": name,
-                "shape": [
-                    None if axis in spec.dynamic_axes.get(name, {}) else size
-                    for axis, size in enumerate(value.shape)
-                ],
-                "dtype": str(value.dtype).removeprefix("torch."),
-            }
-            for name, value in zip(names, values, strict=True)
-        ]
-        for side, names, values in named
-    }
-
-
-def _files(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [file for described in models.values() for file in described["files"]]
-
-
 def _place(draft: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     draft.replace(target)
     if target.suffix == ".xml":
         draft.with_suffix(".bin").replace(target.with_suffix(".bin"))
-
-
-def _own(output: Path, subject: Subject) -> None:
-    """Write whose artifact this is; from other weights on the folder is no finished artifact."""
-    (output / FOLDER).mkdir(exist_ok=True)
-    file = output / FOLDER / _OWNER
-    if file.exists() and storage.read_json(file) == _owner(subject):
-        return
-    (output / storage.MANIFEST).unlink(missing_ok=True)
-    storage.write_json(file, _owner(subject))
-
-
-def _owner(subject: Subject) -> dict[str, str]:
-    return {"name": subject.name, "run": subject.run, "fingerprint": subject.fingerprint}
-
-
-def _check_owner(output: Path, subject: Subject) -> None:
-    """Raise `CheckpointError` unless ``output`` is new, empty, or an artifact of this subject's run."""
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(field="-o", problem="a file is in the way of the artifact", value=str(output))
-    owner = output / FOLDER / _OWNER
-    if owner.is_file():
-        found = storage.read_json(owner)
-        same_run = subject.run and found.get("run") == subject.run
-        if found.get("name") != subject.name or not (
-            same_run or found.get("fingerprint") == subject.fingerprint
-        ):
-            raise CheckpointError(
-                field="-o",
-                problem=f"the directory holds the artifact of other weights (of '{found.get('name')}')",
-                value=str(output),
-                fix="remove it, or give another directory with -o",
-            )
-        return
-    if output.is_dir() and any(path.name not in (storage.LOCK, FOLDER) for path in output.iterdir()):
-        raise CheckpointError(
-            field="-o",
-            problem="the directory holds something that isn't an artifact",
-            value=str(output),
-            fix="give a new directory with -o",
-        )
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """Yield an empty folder that `fmdist.storage.remove_leftovers` finds if this process is killed."""
-    with tempfile.TemporaryDirectory(dir=output, prefix=".scratch-", suffix=".tmp") as folder:
-        yield Path(folder)

@@ -19,7 +19,8 @@ Change = Mapping[str, Any]
 
 - ``{"module", "attributes": {name: int or list}, "tensors": {name: shape}}``: a layer of other sizes;
 - ``{"module", "rank": R}``: a Linear or convolution made into two, in an `nn.Sequential`: the first from its
-  inputs to R features, with the layer's kernel and without bias, the second from R to its outputs.
+  inputs to R features, with the layer's kernel and without bias, the second from R to its outputs;
+- ``{"module", "identity": true}``: a layer that passes on what it gets.
 """
 
 Layout = dict[str, tuple[str, dict[str, Any], dict[str, list[int]]]]
@@ -82,6 +83,9 @@ def apply(module: nn.Module, changes: Sequence[Change]) -> None:
             replace(module, name, factors(parts[name], change["rank"]))
             parts = dict(module.named_modules())
             continue
+        if "identity" in change:
+            replace(module, name, nn.Identity())
+            continue
         part = parts[name]
         for key, value in change["attributes"].items():
             setattr(part, key, tuple(value) if isinstance(value, list) else value)
@@ -93,8 +97,10 @@ def apply(module: nn.Module, changes: Sequence[Change]) -> None:
                     fix="name the layers that share its size in ignore",
                 )
             old = getattr(part, key)
-            new = torch.zeros(shape, dtype=old.dtype)
-            setattr(part, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+            # A bias may be new: what was folded into the layer.
+            new = torch.zeros(shape, dtype=torch.float32 if old is None else old.dtype)
+            own = old is None or isinstance(old, nn.Parameter)
+            setattr(part, key, nn.Parameter(new) if own else new)
 
 
 def factors(layer: nn.Module, rank: int) -> nn.Sequential:

@@ -49,12 +49,16 @@ class Stages:
     Args:
         output: the artifact's folder.
         between: called before each stage; may raise, to end the work there.
+        again: a stage's name; it and all after it are done again.
     """
 
-    def __init__(self, output: Path, between: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, output: Path, between: Callable[[], None] = lambda: None, again: str | None = None
+    ) -> None:
         self.output = output
         self.done: list[Done] = []
         self._between = between
+        self._again_from, self._again = again, False
 
     def run(self, name: str, inputs: Mapping[str, Any], work: Work) -> Done:
         """Return the stage's outcome, from its marker if ``inputs`` and its files are unchanged.
@@ -68,7 +72,8 @@ class Stages:
         numbered = f"{len(self.done) + 1:02d}-{name}"
         folder = self.output / FOLDER / numbered
         key = _digest(inputs)
-        found = self._finished(folder / MARKER, numbered, key)
+        self._again = self._again or name == self._again_from
+        found = None if self._again else self._finished(folder / MARKER, numbered, key)
         if found is None:
             log.info("%s", numbered)
             found = self._do(folder, numbered, key, work)
@@ -82,8 +87,8 @@ class Stages:
         return self.output / FOLDER / name
 
     def _do(self, folder: Path, numbered: str, key: str, work: Work) -> Done:
-        # What another stage has left here is nothing to go on from.
-        if folder.is_dir() and _key(folder / BEGUN) != key:
+        # What another stage has left here is nothing to go on from, and what is done again starts anew.
+        if folder.is_dir() and (self._again or _key(folder / BEGUN) != key):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_json(folder / BEGUN, {"key": key})

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from fmdist.contracts import Draw, ExportSpec, Task
 from fmdist.data.splits import DataSplits, Samples
-from fmdist.errors import CompressionError
+from fmdist.errors import CompressionError, DataError
 from fmdist.tasks import decoding
 from fmdist.training.evaluation import as_arrays, evaluate
 from fmdist.training.evaluation import score as score_rows
+
+CALIBRATION = 300
+"""Calibration samples, where the recipe doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Subject:
     """The run that it comes from."""
     fingerprint: str
     """SHA-256 of the weights: an artifact belongs to one."""
+    foreign: bool = False
+    """Whether fmdist didn't train it, so that nothing but its scores says that it fits the data."""
     run: str = ""
     """Tells runs of one name apart: training on gives a run's artifact other weights, another run may not."""
 
@@ -97,6 +102,26 @@ def calibration_rows(targets: NDArray[Any], size: int, seed: int) -> NDArray[np.
             seen[int(targets[row])] += 1
         order = order[np.argsort(rank, kind="stable")]
     return np.sort(order[:size]).astype(np.int64)
+
+
+def calibration_size(available: int, asked: int | None) -> int:
+    """Return how many samples calibrate a model.
+
+    Args:
+        available: samples of the training split.
+        asked: by the recipe.
+
+    Raises:
+        DataError: if more are asked for than there are.
+    """
+    if asked is not None and asked > available:
+        raise DataError(
+            field="compress.calibration_samples",
+            problem="the training split has fewer samples",
+            value=asked,
+            allowed=f"at most {available}, or null",
+        )
+    return min(CALIBRATION, available) if asked is None else asked
 
 
 def batch_of(split: Samples, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

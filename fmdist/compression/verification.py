@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fmdist import storage
 from fmdist.compression.child import run_child
 from fmdist.compression.export import frozen
+from fmdist.compression.original import TORCH, Hosted, way_of
 from fmdist.compression.subject import Subject, drop, score, torch_rows, write_batch
 from fmdist.contracts import ExportSpec
 from fmdist.errors import CompressionError
@@ -30,7 +31,7 @@ def row_name(runtime: str, variant: str, precision: str) -> str:
     return f"{runtime}-{variant}-{precision}"
 
 
-TORCH_ROW = row_name("torch", "fp32", "f32")
+TORCH_ROW = row_name(*TORCH)
 """The original, eager."""
 
 
@@ -60,7 +61,7 @@ def ways(models: Mapping[str, Mapping[str, Path]]) -> list[Model]:
 
 
 def verify(subject: Subject, reduced: Subject | None, models: list[Model], folder: Path) -> dict[str, Any]:
-    """Return parity with torch and the full metrics of each model on the test split.
+    """Return parity with the original and the full metrics of each model on the test split.
 
     Args:
         subject: the original.
@@ -69,7 +70,7 @@ def verify(subject: Subject, reduced: Subject | None, models: list[Model], folde
         folder: an empty folder for inputs and outputs.
 
     Raises:
-        CompressionError: if FP32 outputs differ from torch's, a model needs refused code, or can't run.
+        CompressionError: if FP32 outputs differ from the original's, or a model needs refused code.
     """
     spec, splits = subject.export, subject.splits
     modules = {"fp32": spec.module} | ({} if reduced is None else {"reduced": reduced.export.module})
@@ -104,15 +105,20 @@ def verify(subject: Subject, reduced: Subject | None, models: list[Model], folde
     return {
         "parity": _parity(spec, models, references, folder),
         "results": _results(subject, models, probed["executed"], folder),
-        "validation": {
-            "torch": score(
-                subject.task,
-                torch_rows(subject.task, subject.splits.validation),
-                subject.splits.validation.targets,
-            ),
-            "size": len(subject.splits.validation),
-        },
+        "validation": _validation(subject),
     }
+
+
+def _validation(subject: Subject) -> dict[str, Any]:
+    """Return the original's scores on the validation split; beside a stranger's, the trivial predictor's."""
+    task, splits = subject.task, subject.splits
+    validation = splits.validation
+    original = score(task, torch_rows(task, validation), validation.targets)
+    found = {way_of(subject.export.module).runtime: original, "size": len(validation)}
+    if subject.foreign:
+        rows = task.baseline(splits.train.plain(), validation)
+        found["baseline"] = score(task, rows, validation.targets)
+    return found
 
 
 def _probe(spec: ExportSpec, values: Sequence[torch.Tensor], folder: Path) -> dict[str, Path]:
@@ -185,10 +191,12 @@ def _difference(
 def _results(
     subject: Subject, models: list[Model], executed: Mapping[str, dict[str, int]], folder: Path
 ) -> list[dict[str, Any]]:
-    """Return one row per way to run the model, torch's first, with metrics on the test split."""
+    """Return one row per way to run the model, the original's first, with metrics on the test split."""
     task, test = subject.task, subject.splits.test
     original = score(task, torch_rows(task, test), test.targets)
-    rows = [_row("torch", "fp32", "f32", {}, original)]
+    module = subject.export.module
+    ran = module.session.executed() if isinstance(module, Hosted) else {}
+    rows = [_row(*way_of(module), ran, original)]
     for model in models:
         outputs = np.load(folder / f"{model.name}.scored.npy")
         values = score(task, outputs, test.targets)

@@ -84,6 +84,32 @@ def build_splits(
     )
 
 
+def given_splits(raw: RawData) -> DataSplits:
+    """Return the published splits of ``raw`` as they are: nothing is removed, nothing moves.
+
+    Raises:
+        DataError: if the training split has fewer than two classes, or not all.
+    """
+    parts = {name: np.flatnonzero(raw.published == name) for name in NAMES}
+    digests = raw.values.digests()
+    _check_training(raw, np.arange(len(raw.values)), parts["train"])
+    preprocess = raw.preprocess.fit(chunks(raw.values, parts["train"]), normalize=False)
+    spec = _spec(raw, parts["train"], preprocess)
+    return DataSplits(
+        spec=spec,
+        train=Split(raw, parts["train"], preprocess),
+        validation=Split(raw, parts["validation"], preprocess),
+        test=Split(raw, parts["test"], preprocess),
+        preprocess=preprocess,
+        record={
+            "records": len(raw.values),
+            "sizes": {name: len(parts[name]) for name in NAMES},
+            "sha256": {name: _split_hash(parts[name], digests, raw.targets) for name in NAMES},
+            "train_counts": dict(zip(raw.target.names, spec.counts, strict=False)),
+        },
+    )
+
+
 def _tell_copies(copies: int, conflicts: int, clean: CleanConfig, together: bool) -> None:
     if clean.duplicates == "drop":
         logger.warning("%d duplicate rows were dropped, %d of them with another target", copies, conflicts)

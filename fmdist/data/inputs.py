@@ -26,6 +26,7 @@ READERS = {
     "pair": "text_inputs:read_sources",
     "windows": "text_inputs:read_prompts",
     "ids": "id_inputs:read_ids",
+    "array": "array_preprocess:read_arrays",
 }
 """Kind of preprocessing -> the function of `fmdist.data` that reads its inputs."""
 

@@ -28,6 +28,7 @@ KINDS = {
     "pair": "pair_preprocess:PairPreprocess",
     "windows": "window_preprocess:WindowPreprocess",
     "ids": "id_preprocess:IdPreprocess",
+    "array": "array_preprocess:ArrayPreprocess",
 }
 """Kind -> where in `fmdist.data` its class is."""
 

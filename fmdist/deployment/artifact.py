@@ -21,7 +21,10 @@ from fmdist.deployment.runtime import RUNTIMES, Inputs, Session, check_choice, o
 from fmdist.errors import CheckpointError, DataError, UsageError
 from fmdist.tasks.decoding import answer
 
-FORMAT = 3
+REPORT = "report.html"
+"""Drawn from the manifest, and not among its files."""
+
+FORMAT = 4
 VARIANTS = ("int8", "int8_weights", "int4_weights", "nf4_weights", "reduced", "fp32")
 """What an artifact may hold; the first that it has is opened unless one is asked for."""
 
@@ -122,9 +125,23 @@ def load(
             value=f"{runtime} {chosen}",
             allowed=", ".join(written),
         )
-    session = open_model(path / models[chosen]["file"], runtime, precision, threads)
+    session = open_model(_listed(path, manifest, models[chosen]), runtime, precision, threads)
     preprocess = Preprocess.from_json(manifest["preprocessing"])
     return Artifact(path, manifest, runtime, chosen, preprocess, session)
+
+
+def _listed(path: Path, manifest: Mapping[str, Any], described: Mapping[str, Any]) -> Path:
+    """Return a model's file; what runs is only what was checked, the .bin that a runtime adds included."""
+    needed = {described["file"], *described["files"]}
+    if described["file"].endswith(".xml"):
+        needed.add(described["file"].removesuffix(".xml") + ".bin")
+    if unknown := sorted(needed - manifest["files"].keys()):
+        raise CheckpointError(
+            field=str(path / storage.MANIFEST),
+            problem="a model's file isn't among the files with a SHA-256",
+            value=unknown[0],
+        )
+    return storage.inside(path, described["file"])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -148,6 +165,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
             problem="written in a format that this version doesn't read",
             value=manifest.get("format"),
             allowed=str(FORMAT),
-            fix="compress the run again, or use the version of fmdist that wrote it",
+            fix="compress the run again, or use the version of fmdist that wrote it "
+            "(a later one, if the number is larger)",
         )
+    if storage.OWN_HASH not in manifest:
+        raise CheckpointError(
+            field=str(path / storage.MANIFEST), problem=f"it lacks '{storage.OWN_HASH}', so it was changed"
+        )
+    if (path / REPORT).is_file():
+        storage.check_stamp(path / REPORT)
     return storage.verify(path)

@@ -27,7 +27,7 @@ from fmdist.reports.layout import (
     words,
 )
 
-FORMAT = 3
+FORMAT = 4
 VARIANTS = ("int8", "int8_weights", "int4_weights", "nf4_weights", "reduced", "fp32")
 """In the order in which loading an artifact looks for them."""
 NAMES = {"torch": "torch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -51,7 +51,7 @@ def page(folder: Path) -> Page:
     rows = manifest["results"]
     sections = [
         Section("Before and after", (_verdict(manifest), _results(manifest), Figures(_bars(rows)))),
-        Section("Parity", _parity(manifest["parity"])),
+        Section("Parity", _parity(manifest["parity"], _original(manifest))),
         *(_pass(record, manifest) for record in manifest["passes"]),
         Section("Signature", _signature(manifest)),
         Section("Stages", (_stages(manifest["stages"]),)),
@@ -62,7 +62,7 @@ def page(folder: Path) -> Page:
     return Page(
         kind="artifact",
         name=manifest["name"],
-        status=" and ".join(sorted({row["variant"] for row in rows if row["runtime"] != "torch"})),
+        status=" and ".join(sorted({row["variant"] for row in rows[1:]})),
         subtitle=f"{manifest['parameters']:,} parameters · created {manifest['created']}",
         tiles=tuple(_tiles(manifest)),
         sections=tuple(sections),
@@ -75,35 +75,42 @@ def before_after(folder: Path) -> tuple[Block, ...]:
     return (_verdict(manifest), _results(manifest))
 
 
-def _headline(rows: Sequence[Record]) -> Record:
+def headline(rows: Sequence[Record]) -> Record:
     """Return the row that a user gets who just loads the artifact: smallest variant, default precision."""
-    exported = [row for row in rows if row["runtime"] != "torch"]
     # Loading takes no other variant by itself, so a plug-in's stands behind float.
     rank = {variant: place for place, variant in enumerate(VARIANTS)}
-    return min(exported, key=lambda row: (rank.get(row["variant"], len(rank)), row["precision"] != "default"))
+    return min(rows[1:], key=lambda row: (rank.get(row["variant"], len(rank)), row["precision"] != "default"))
+
+
+def _original(manifest: Record) -> str:
+    """Return what everything is compared with, whose row is the first: torch, or a graph as it was given."""
+    first = manifest["results"][0]
+    name = NAMES[first["runtime"]]
+    return name if first["runtime"] == "torch" else f"the original in {name}"
 
 
 def _tiles(manifest: Record) -> list[Tile]:
     rows, primary = manifest["results"], manifest["primary"]
-    original, best = rows[0], _headline(rows)
+    original, best = rows[0], headline(rows)
     name = words(primary["name"])
     tiles = [
         Tile(f"test {name}", number(best["value"]), f"{NAMES[best['runtime']]} {best['variant']}"),
-        Tile(f"{name} before", number(original["value"]), "torch fp32"),
+        Tile(
+            f"{name} before", number(original["value"]), f"{NAMES[original['runtime']]} {original['variant']}"
+        ),
         Tile("drop", _signed(best["drop"]), f"{number(primary['max_drop'])} allowed"),
         Tile("size ratio", f"{best['size_ratio']:.3f}", f"{size(best['bytes'])}; fp32 is 1"),
     ]
     if best["latency_ms"] is not None:
         threads = manifest["benchmark"]["threads"]
         note = f"{number(best['latency_ms']['median'])} ms a sample on {threads} thread{'s' * (threads > 1)}"
-        tiles.append(Tile("speed-up over torch", f"{best['speedup']:.1f} x", note))
+        tiles.append(Tile(f"speed-up over {_original(manifest)}", f"{best['speedup']:.1f} x", note))
     return tiles
 
 
 def _verdict(manifest: Record) -> Note:
     primary, allowed = words(manifest["primary"]["name"]), manifest["primary"]["max_drop"]
-    exported = [row for row in manifest["results"] if row["runtime"] != "torch"]
-    worst = max(exported, key=lambda row: row["drop"])
+    worst = max(manifest["results"][1:], key=lambda row: row["drop"])
     tested = f"on the {manifest['evaluation']['test_size']:,} test samples ({number(allowed)} allowed)"
     if worst["drop"] > allowed:
         text = f"{_label(worst)} loses {number(worst['drop'])} {primary} {tested}. "
@@ -119,25 +126,38 @@ def _results(manifest: Record) -> Table:
             row["precision"],
             ", ".join(f"{name} x {layers}" for name, layers in row["executed"].items()),
             number(row["value"]),
-            "" if row["runtime"] == "torch" else _signed(row["drop"]),
+            "" if row is manifest["results"][0] else _signed(row["drop"]),
             size(row["bytes"]),
             size(row["gzip_bytes"]),
             f"{row['size_ratio']:.3f}",
             *_speed(row),
+            size(row["memory"]["peak_bytes"]) if "memory" in row else "",
         )
         for row in manifest["results"]
     )
-    metric = words(manifest["primary"]["name"])
+    metric, name = words(manifest["primary"]["name"]), _original(manifest)
     quality = ("model", "precision", "executed in", metric, "drop")
-    cost = ("size", "gzip", "ratio", "median ms", "p10 ms", "speed-up", "per second")
+    cost = ("size", "gzip", "ratio", "median ms", "p10 ms", "speed-up", "per second", "peak memory")
     caption = (
-        "Every row but torch's is an exported file, reloaded in a process without torch and the model's code "
-        "and run on the test split. Drop: how much worse than torch; negative is better. Precision: f32 was "
+        "Every row but the first is a written file, reloaded in a process without torch and the model's code "
+        f"and run on the test split. Drop: how much worse than {name}; negative is better. "
+        "Precision: f32 was "
         "asked for, or the runtime's default on this CPU; beside it, in what the layers with weights really "
         "ran. Ratio: bytes over those of the same runtime's fp32. Latency is of one sample, speed-up is "
-        f"against torch eager, throughput is in batches of {manifest['benchmark']['batch_size']}."
+        f"against {name}, throughput is in batches of {manifest['benchmark']['batch_size']}. Peak "
+        "memory is that of a process that runs this model alone, its runtime included. "
+        + _compiled(manifest["torch_compile"])
     )
     return Table(quality + cost, rows, caption, text_columns=3)
+
+
+def _compiled(record: Record) -> str:
+    if "left" in record:
+        return f"torch.compile was not measured: {record['left']}."
+    return (
+        f"The original through torch.compile takes {number(record['latency_ms']['median'])} ms "
+        f"({record['speedup']:.2f} times as fast as eager) after {duration(record['seconds'])} of compiling."
+    )
 
 
 def _speed(row: Record) -> tuple[str, ...]:
@@ -170,11 +190,11 @@ def _bars(rows: Sequence[Record]) -> tuple[Figure, ...]:
     return tuple(drawn)
 
 
-def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
+def _parity(rows: Sequence[Record], original: str) -> tuple[Block, ...]:
     if not rows:
         return ()
     table = Table(
-        ("runtime", "batch", "max |difference|", "max |torch|", "relative", "tolerance"),
+        ("runtime", "batch", "max |difference|", f"max |{original}|", "relative", "tolerance"),
         tuple(
             (
                 NAMES[row["runtime"]],
@@ -186,12 +206,15 @@ def _parity(rows: Sequence[Record]) -> tuple[Block, ...]:
             )
             for row in rows
         ),
-        "Outputs of the float files, float32 asked for, against torch's on the same inputs.",
+        f"Outputs of the float files, float32 asked for, against {original} on the same inputs.",
     )
     if broken := [row for row in rows if row["relative"] > row["tolerance"]]:
         where = ", ".join(f"{NAMES[row['runtime']]} at batch {row['batch']}" for row in broken)
         return (Note(f"Outside the tolerance: {where}.", "warning"), table)
-    return (Note("The exported models compute what torch computes, within the tolerance.", "good"), table)
+    return (
+        Note(f"The written models compute what {original} computes, within the tolerance.", "good"),
+        table,
+    )
 
 
 def _pass(record: Record, manifest: Record) -> Section:

@@ -39,7 +39,7 @@ def write(path: Path) -> Path:
             fix="`fmdist runs` lists the runs",
         )
     report = path / REPORT
-    storage.write_text(report, render(page))
+    storage.write_stamped(report, render(page))
     return report
 
 

@@ -4,6 +4,7 @@ Every verb of the command line is one function here. Each takes a recipe (a path
 the folder that an earlier verb left. May import everything below; only `fmdist.cli` is above.
 """
 
+from fmdist.stages.analyzing import analyze
 from fmdist.stages.compressing import compress, compress_config
 from fmdist.stages.life import Life, run
 from fmdist.stages.modules import open_module
@@ -15,6 +16,7 @@ __all__ = [
     "Life",
     "Recipe",
     "Trained",
+    "analyze",
     "compress",
     "compress_config",
     "evaluate",

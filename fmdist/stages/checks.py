@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fmdist.compression.config import CompressConfig
     from fmdist.models.base import ModelConfig
     from fmdist.stages.recipe import Recipe
+    from fmdist.tasks.base import TaskConfig
     from fmdist.training.scaling import ScalingConfig
 
 ELEMENTWISE = ("Adadelta", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
@@ -25,7 +26,7 @@ def check(recipe: Recipe) -> None:
         CapabilityError: if the recipe's parts don't fit together.
         DependencyMissing: if one needs an extra that isn't installed.
     """
-    _check_form(recipe)
+    check_form(recipe.model, recipe.task)
     _check_learning(recipe)
     if recipe.scaling is not None:
         _check_scaling(recipe, recipe.scaling)
@@ -33,17 +34,16 @@ def check(recipe: Recipe) -> None:
         check_compression(recipe.model, recipe.compress)
 
 
-def _check_form(recipe: Recipe) -> None:
+def check_form(model: ModelConfig, task: TaskConfig) -> None:
     """Raise `CapabilityError` if the task can't train this sort of model."""
-    needs = recipe.task.needs
-    if recipe.model.form == needs:
+    if model.form == task.needs:
         return
     kinds = component.kinds("models").values()
     raise CapabilityError(
         field="model.kind",
-        problem=f"task '{recipe.task.kind()}' can't train this kind of model",
-        value=recipe.model.kind(),
-        allowed=", ".join(kind.name for kind in kinds if kind.facts.get("form", "outputs") == needs),
+        problem=f"task '{task.kind()}' can't train this kind of model",
+        value=model.kind(),
+        allowed=", ".join(kind.name for kind in kinds if kind.facts.get("form", "outputs") == task.needs),
     )
 
 

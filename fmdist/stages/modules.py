@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fmdist.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,14 +62,20 @@ def checkpointed_task(recipe: Recipe, spec: DataSpec) -> Task:
     return task
 
 
-def open_module(artifact: Path | str) -> nn.Module:
+def open_module(artifact: Path | str, *, into: nn.Module | None = None) -> nn.Module:
     """Return the torch module of an artifact, as the passes on it have left it, to be trained on.
 
     Its float weights: what quantization did afterwards is in the runtimes' files alone. Where a pass made
     zeros, `fmdist.compression.finetune.keeping_zeros` keeps them.
 
+    Args:
+        artifact: the artifact's folder.
+        into: a module as the original was built, for an artifact of a module that no recipe builds; it is
+            changed.
+
     Raises:
-        CheckpointError: if ``artifact`` isn't one, or a file of it was changed.
+        CheckpointError: if ``artifact`` isn't one, a file of it was changed, or it doesn't say how to build
+            the module.
     """
     from safetensors.torch import load_file
 
@@ -77,14 +86,40 @@ def open_module(artifact: Path | str) -> nn.Module:
 
     folder = Path(artifact)
     manifest = storage.verify(folder)
+    _check_rebuilds(folder, manifest, into)
     reduced = (folder / "reduced.safetensors").exists()
     name, weights = ("reduced.", "reduced") if reduced else ("", "model")
     architecture = storage.read_json(folder / f"{name}architecture.json")
-    task = checkpointed_task(load_recipe(manifest["recipe"]), DataSpec.from_json(architecture["spec"]))
-    module = task.served(task.roles())
+    module = into
+    if module is None:
+        task = checkpointed_task(load_recipe(manifest["recipe"]), DataSpec.from_json(architecture["spec"]))
+        module = task.served(task.roles())
     reshape.apply(module, architecture["changes"])
-    module.load_state_dict(load_file(folder / f"{weights}.safetensors"))
+    try:
+        module.load_state_dict(load_file(folder / f"{weights}.safetensors"))
+    except RuntimeError as error:
+        raise CheckpointError(
+            field="into",
+            problem=f"the artifact's weights don't fit it ({' '.join(str(error).split())[:200]})",
+        ) from None
     return module.eval()
+
+
+def _check_rebuilds(folder: Path, manifest: Mapping[str, Any], into: nn.Module | None) -> None:
+    if not (folder / "model.safetensors").exists():
+        raise CheckpointError(
+            field=str(folder),
+            problem="it was made from a graph, so there is no torch module in it",
+            value=manifest["source"],
+            fix="compress the .safetensors of the trained module to have one",
+        )
+    if into is None and manifest["recipe"].get("model") is None:
+        raise CheckpointError(
+            field=str(folder),
+            problem="it was made from a module that no recipe builds",
+            value=manifest["source"],
+            fix="give one that is built in the same way: open_module(artifact, into=Net())",
+        )
 
 
 def open_task(run: Path) -> Task:

@@ -6,26 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmdist.errors import DataError, UsageError
 from fmdist.stages.modules import Modules, open_task
 from fmdist.stages.places import existing, is_artifact, open_trained
 from fmdist.stages.recipe import only
 
 if TYPE_CHECKING:
+    from fmdist.data.arrays import Arrays
     from fmdist.data.splits import DataSplits, Samples
 
 SPLITS = ("train", "validation", "test")
 
 
-def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvino") -> dict[str, Any]:
+def evaluate(
+    target: Path | str, *, split: str = "test", runtime: str = "openvino", data: Arrays | None = None
+) -> dict[str, Any]:
     """Return the scores of a run's best checkpoint, or of an artifact in a runtime, on a split.
 
     Args:
         target: the folder of a run or an artifact.
         split: ``train``, ``validation`` or ``test``.
         runtime: ``openvino`` or ``onnxruntime``, for an artifact.
+        data: for an artifact that was made with arrays, which it doesn't keep: the same arrays.
 
     Raises:
-        DataError: if the recipe's data is no longer what it was.
+        DataError: if the data is no longer what it was, or is missing.
     """
     from fmdist.deployment.runtime import RUNTIMES, check_choice
 
@@ -33,14 +38,19 @@ def evaluate(target: Path | str, *, split: str = "test", runtime: str = "openvin
     check_choice("--runtime", runtime, RUNTIMES)
     folder = existing(target)
     if is_artifact(folder):
-        return _evaluate_artifact(folder, split, runtime)
+        return _evaluate_artifact(folder, split, runtime, data)
     from fmdist.training import run as runs
     from fmdist.training.scoring import score_split
 
-    recipe, data, task = open_trained(folder)
+    if data is not None:
+        raise UsageError(
+            field="data", problem="a run is scored on its recipe's data", fix="leave data out, or use split"
+        )
+    recipe, splits, task = open_trained(folder)
     runs.load_best(folder, task)
     size = recipe.train.evaluation_batch_size
-    return score_split(task, _split(data, split), split, data.train.plain(), size, recipe.seed)[0]
+    part = _split(splits, split)
+    return score_split(task, part, split, splits.train.plain(), size, recipe.seed)[0]
 
 
 def predict(
@@ -99,7 +109,7 @@ def report(target: Path | str) -> Path:
     return write(existing(target))
 
 
-def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]:
+def _evaluate_artifact(folder: Path, split: str, runtime: str, arrays: Arrays | None) -> dict[str, Any]:
     from fmdist.deployment.artifact import load
     from fmdist.recipe import parsing
     from fmdist.training import run as runs
@@ -107,9 +117,15 @@ def _evaluate_artifact(folder: Path, split: str, runtime: str) -> dict[str, Any]
 
     artifact = load(folder, runtime=runtime)
     was = artifact.manifest["recipe"]
-    needed = only("seed", "data", "task")
+    needed = only("seed", "task") if "data" not in was else only("seed", "data", "task")
     parsed = parsing.parse({name: was[name] for name in needed}, needed)
-    data = parsed["data"].build(parsed["seed"])
+    if "data" not in needed and arrays is None:
+        raise DataError(
+            field=str(folder),
+            problem="it was made with arrays of a Python program, and keeps no copy of them",
+            fix="score it there: fmdist.evaluate(artifact, data=fmdist.Arrays(...))",
+        )
+    data = parsed["data"].build(parsed["seed"]) if arrays is None else arrays.build()
     runs.check_data(folder, artifact.manifest["evaluation"]["split_sha256"], data.record["sha256"])
     task = runs.build_task(parsed["task"], parsed["seed"], data.spec, Modules(None))
     part = _split(data, split)

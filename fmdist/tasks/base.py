@@ -53,6 +53,10 @@ class OneModelTask:
         """Return ``{"model": module}``."""
         return self._roles
 
+    def take(self, model: nn.Module) -> None:
+        """Take another model, whose outputs (B, K) are the rows as they are: values in the targets' units."""
+        self._roles["model"] = model
+
     def phases(self) -> tuple[Phase, ...]:
         """Return the only phase."""
         return (Phase("model", self.loss),)

@@ -24,6 +24,7 @@ REFUSED = {
 """Classes of torch.optim that can't train here, with the reason."""
 
 _LR_SCALE = "lr_scale"
+_UNDECAYED = "undecayed"
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -86,8 +87,9 @@ def check_options(name: str, options: Mapping[str, Any], weight_decay: float) ->
 def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig | None) -> Optimizer:
     """Return an optimizer over the parameters of ``module`` that require gradients.
 
-    Weight decay leaves out parameters of fewer than two dimensions (biases, normalization). Parameters have
-    groups of their own where `scale_lr` gave them a learning rate of their own.
+    Weight decay leaves out parameters of fewer than two dimensions (biases, normalization) and those of
+    `spare_decay`. Parameters have groups of their own where `scale_lr` gave them a learning rate of their
+    own.
     """
     name = (phase and phase.optimizer) or config.optimizer
     options = config.options if phase is None or phase.options is None else phase.options
@@ -102,8 +104,8 @@ def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig |
             groups.append({"params": layer, "lr": lr * scale, **_undecayed(name)})
             continue
         decays = {"weight_decay": config.weight_decay, "lr": lr * scale}
-        groups.append({"params": [p for p in layer if p.ndim >= 2], **decays})
-        groups.append({"params": [p for p in layer if p.ndim < 2], **decays, "weight_decay": 0.0})
+        groups.append({"params": [p for p in layer if _decays(p)], **decays})
+        groups.append({"params": [p for p in layer if not _decays(p)], **decays, "weight_decay": 0.0})
     build: Any = optimizer_class(name)
     return build([group for group in groups if group["params"]], lr=lr, **options)  # type: ignore[no-any-return]
 
@@ -111,6 +113,15 @@ def build_optimizer(module: nn.Module, config: TrainConfig, phase: PhaseConfig |
 def scale_lr(parameter: nn.Parameter, scale: float) -> None:
     """Let optimizers train a parameter at ``scale`` times the learning rate, in (0, 1]."""
     setattr(parameter, _LR_SCALE, scale)
+
+
+def spare_decay(parameter: nn.Parameter) -> None:
+    """Let optimizers train a parameter without weight decay, whatever its dimensions."""
+    setattr(parameter, _UNDECAYED, True)
+
+
+def _decays(parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and not hasattr(parameter, _UNDECAYED)
 
 
 def _lr_scale(parameter: nn.Parameter) -> float:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,17 +116,32 @@ def test_a_wrong_command_line_is_one_message_and_exit_2(
     assert len(error["problems"]) == 1
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def _free(patch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    usage = SimpleNamespace(total=10**12, used=10**12 - free_bytes, free=free_bytes)
+    patch.setattr("shutil.disk_usage", lambda place: usage)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _free(monkeypatch, 5 * 10**9)
     code, out, _ = _run(capsys, "doctor", "--runs", str(tmp_path / "runs"))
+    assert code == 0, out
     facts = _json(capsys, "doctor", "--runs", str(tmp_path / "runs"))
-    assert code == 0
     assert facts["broken"] == []
+    assert facts["disk"]["free_bytes"] == 5 * 10**9
     assert facts["versions"]["torch"] in out
     assert facts["devices"][0]["device"] == "cpu"
     assert facts["disk"]["writable"]
     assert set(facts["extras"]) >= {"vision", "compress", "table"}
     for name, extra in facts["extras"].items():
         assert ((f"pip install 'fmdist[{name}]'") in out) == bool(extra["missing"])
+
+
+def test_doctor_says_that_the_disk_is_full(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _free(monkeypatch, 10**8)
+    facts = _json(capsys, "doctor", "--runs", str(tmp_path / "runs"), code=1)
+    assert facts["broken"] == [f"less than 1 GB is free at {tmp_path}"]
 
 
 def test_doctor_says_what_is_broken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

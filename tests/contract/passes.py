@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prune_channels": {"ratio": 0.5, "multiple": 2, "finetune": None},
     "low_rank": {"ratio": 0.2, "method": "randomized", "finetune": None},
     "prune_weights": {"sparsity": 0.5, "schedule": "one_shot", "finetune": None},
+    "quantize_aware": {"finetune": {"epochs": 1}},
     "quantize": {"ranges": ("mean",), "bias_correction": ("none",)},
 }
 """What each pass is asked for; others are asked for their defaults."""
@@ -51,7 +52,12 @@ def subject_of(family: Family) -> Subject:
         task=task,
         export=export,
         splits=family.data,
-        recipe={"name": "family", "seed": 0, "model": family.model_config.to_recipe()},
+        recipe={
+            "name": "family",
+            "seed": 0,
+            "model": family.model_config.to_recipe(),
+            "train": {"batch_size": 256},
+        },
         source="runs/family",
         fingerprint=weights_digest(task.served(task.roles())),
     )
@@ -72,7 +78,7 @@ def cell(subject: Subject, kind: str, folder: Path) -> dict[str, Any]:
             before, after = done.record["before"], done.record["after"]
             what = "nonzero" if kind == "prune_weights" else "parameters"
             return {"left": after[what] / before[what]}
-        fast = BenchmarkConfig(samples=10, batch_size=4, max_seconds=1.0)
+        fast = BenchmarkConfig(samples=10, batch_size=4, max_seconds=1.0, torch_compile=False, memory=False)
         config = CompressConfig(passes=(settings,), max_drop=1e9, calibration_samples=16, benchmark=fast)
         models = compress(subject, config, folder / "artifact").manifest["models"]
     except FmdistError as error:

@@ -30,7 +30,7 @@ FIRST = {task: (task, model) for task, model in reversed(PAIRS)}
 INT8 = [pytest.param(pair, marks=[] if pair in FIRST.values() else [pytest.mark.sweep]) for pair in PAIRS]
 """One family a task is compressed in every test run, all of them in the sweep: each takes 20 s."""
 QUICK = quantize.Config(ranges=("minmax",), bias_correction=("none",), accuracy_control=False)
-FAST = BenchmarkConfig(samples=10, batch_size=2, max_seconds=0.1)
+FAST = BenchmarkConfig(samples=10, batch_size=2, max_seconds=0.1, torch_compile=False, memory=False)
 
 _built: dict[str, DataSplits] = {}
 

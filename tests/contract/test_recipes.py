@@ -45,7 +45,7 @@ def data_for(recipe: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 48
+    assert len(RECIPES) == 49
 
 
 @each_recipe

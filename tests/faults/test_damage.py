@@ -125,7 +125,7 @@ def test_all_damaged_is_an_error_that_stays_one(stopped: Path) -> None:
 
 def test_an_unknown_format_is_refused_and_left_alone(stopped: Path) -> None:
     manifest = storage.read_json(newest(stopped) / "manifest.json")
-    storage.write_json(newest(stopped) / "manifest.json", {**manifest, "format": 7})
+    storage.seal(newest(stopped), {**manifest, "format": 7})
     with pytest.raises(CheckpointError, match=r"step-0000000014: .*unknown format, got 7; allowed: 1"):
         stages.train(RECIPE, output=stopped)
     assert newest(stopped).name == "step-0000000014"

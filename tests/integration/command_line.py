@@ -25,9 +25,20 @@ compress:
   passes: [{kind: quantize, ranges: [mean], bias_correction: [none]}]
   max_drop: 0.2
   calibration_samples: 50
-  benchmark: {samples: 10, batch_size: 16}
+  benchmark: {samples: 10, batch_size: 16, torch_compile: false, memory: false}
 """
 """Trains in a second and is compressed in a few."""
+
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "seed": 0,
+    "data": {"kind": "digits"},
+    "model": {"kind": "cnn", "channels": [16, 32], "blocks": 1},
+    "task": {"kind": "classification"},
+    "train": {"epochs": 3, "lr": 5e-3, "threads": 1, "trackers": []},
+}
+"""Has channels to lose; a test adds what is done with it."""
 
 
 class Done(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,25 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fmdist import storage
-from fmdist.compression import pipeline, verification
+from fmdist.compression import exporting, pipeline, verification
 from fmdist.compression.config import BenchmarkConfig, CompressConfig
 from fmdist.compression.passes import quantize
 from fmdist.compression.pipeline import compress
 from fmdist.compression.subject import Subject, batch_of, torch_rows
-from fmdist.contracts import Draw
-from fmdist.data import digits
 from fmdist.deployment import artifact
-from fmdist.errors import CheckpointError, CompressionError
-from fmdist.models import cnn
-from fmdist.stages.modules import Modules
-from fmdist.tasks import classification
+from fmdist.errors import CheckpointError, CompressionError, UsageError
+from tests.trained import digits_cnn
 
 pytestmark = pytest.mark.slow
 
-FAST = BenchmarkConfig(samples=10, batch_size=16)
+FAST = BenchmarkConfig(samples=10, batch_size=16, torch_compile=False, memory=False)
 QUICK = CompressConfig(
     passes=(quantize.Config(ranges=("mean",), bias_correction=("none",)),),
     runtimes=("openvino",),
@@ -43,43 +37,14 @@ QUICK = CompressConfig(
 )
 
 
-def train(channels: tuple[int, ...], blocks: int, epochs: int) -> Subject:
-    """Return a digits CNN after a plain torch loop."""
-    splits = digits.Config().build(seed=0)
-    model = cnn.Config(channels=channels, blocks=blocks)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        task = classification.Config().build(splits.spec, Modules(model))
-        roles = task.roles()
-        optimizer = torch.optim.AdamW(roles["model"].parameters(), lr=2e-3)
-        for epoch in range(epochs):
-            order = np.random.default_rng(epoch).permutation(len(splits.train))
-            for rows in np.array_split(order, 20):
-                loss = task.loss(roles, splits.train.__getitems__(Draw(epoch, rows)), torch.Generator())
-                optimizer.zero_grad()
-                torch.autograd.backward(loss.loss_sum / loss.count)
-                optimizer.step()
-    roles["model"].eval()
-    weights = b"".join(value.numpy().tobytes() for value in roles["model"].state_dict().values())
-    return Subject(
-        name="digits",
-        task=task,
-        export=model.export(task.served(roles), task.inputs),
-        splits=splits,
-        recipe={"name": "digits", "seed": 0, "model": model.to_recipe()},
-        source="runs/digits",
-        fingerprint=hashlib.sha256(weights).hexdigest(),
-    )
-
-
 @pytest.fixture(scope="module")
 def large() -> Subject:
-    return train((32, 64, 144), blocks=2, epochs=6)
+    return digits_cnn("digits", (32, 64, 144), blocks=2, epochs=6)
 
 
 @pytest.fixture(scope="module")
 def small() -> Subject:
-    return train((8, 16), blocks=1, epochs=2)
+    return digits_cnn("digits", (8, 16), blocks=1, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +91,7 @@ def test_the_layout_is_the_documented_one(made: pipeline.Result, large: Subject)
     files = {path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file()}
     assert files - {".lock"} == {
         "manifest.json",
+        "README.md",
         "architecture.json",
         "model.safetensors",
         "openvino/model.xml",
@@ -181,7 +147,7 @@ def test_a_changed_setting_repeats_what_depends_on_it(small: Subject, tmp_path: 
     compress(small, config, output)
     first = stamps(output)
     (output / "report.html").write_text("old")
-    slower = config.model_copy(update={"benchmark": BenchmarkConfig(samples=15, batch_size=16)})
+    slower = config.model_copy(update={"benchmark": FAST.model_copy(update={"samples": 15})})
     manifest = compress(small, slower, output).manifest
     second = stamps(output)
     assert {name for name in first if first[name] != second[name]} == {"04-benchmark"}
@@ -193,6 +159,25 @@ def test_a_changed_setting_repeats_what_depends_on_it(small: Subject, tmp_path: 
     assert sorted(stamps(output)) == ["01-export", "02-verify", "03-benchmark"]
     assert plain["models"] == {"openvino": {"fp32": plain["models"]["openvino"]["fp32"]}}
     assert artifact.load(output).variant == "fp32"
+
+
+def test_a_stage_is_done_again_when_asked_and_the_folder_is_kept_only_if_wanted(
+    small: Subject, tmp_path: Path
+) -> None:
+    output, config = tmp_path / "artifact", QUICK.model_copy(update={"max_drop": 0.2})
+    sealed = compress(small, config, output).manifest
+    first = stamps(output)
+    compress(small, config, output, from_stage="verify")
+    second = stamps(output)
+    assert {name for name in first if first[name] != second[name]} == {"03-verify", "04-benchmark"}
+    with pytest.raises(UsageError, match=r"--from-stage.*Did you mean 'quantize'"):
+        compress(small, config, output, from_stage="quantise")
+    assert stamps(output) == second
+    bare = compress(small, config.model_copy(update={"keep_stages": False}), output).manifest
+    assert bare["models"] == sealed["models"]
+    assert [path.name for path in (output / "stages").iterdir()] == ["subject.json"]
+    assert compress(small, config, output).manifest["models"] == sealed["models"]
+    assert len(stamps(output)) == 4
 
 
 def test_another_version_of_a_package_repeats_every_stage(
@@ -210,8 +195,9 @@ def test_another_version_of_a_package_repeats_every_stage(
                 shutil.copy(tmp_path / "exported" / file.with_suffix(end).name, file.with_suffix(end))
 
     # Exporters name some nodes anew each time; equal files leave the versions as the only difference.
-    monkeypatch.setattr(pipeline, "export_models", export_the_same)
-    monkeypatch.setattr(pipeline, "versions", lambda names: dict.fromkeys(names, "99"))
+    monkeypatch.setattr(exporting, "export_models", export_the_same)
+    for module in (exporting, pipeline):
+        monkeypatch.setattr(module, "versions", lambda names: dict.fromkeys(names, "99"))
     compress(small, config, output)
     after = stamps(output)
     assert {name for name in before if after[name] != before[name]} == before.keys()
@@ -243,16 +229,16 @@ def test_an_interrupted_compression_goes_on(
 
 KILLED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
-import test_compress as t
-t.compress(t.train((8, 16), 1, 1), t.QUICK.model_copy(update={{"max_drop": 1.0}}), Path({output!r}))
+from tests.integration.test_compress import QUICK, compress, digits_cnn
+compress(digits_cnn("digits", (8, 16), 1, 1), QUICK.model_copy(update={{"max_drop": 1.0}}), Path({output!r}))
 """
 
 
 def test_a_killed_compression_leaves_no_artifact_and_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "artifact"
-    code = KILLED.format(tests=str(Path(__file__).parent), output=str(output))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), output=str(output))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     marker = output / "stages/01-export/done.json"
     while not marker.exists():

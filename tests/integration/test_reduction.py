@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,20 +15,17 @@ import torch
 import yaml
 
 import fmdist
+from benchmarks.sparsity import train_on, zeros_in_onnx, zeros_in_openvino, zeros_in_torch
 from fmdist import storage
 from fmdist.errors import CheckpointError
+from fmdist.stages.places import open_trained
+from tests.integration.command_line import SMALL, succeed
 from tests.integration.command_line import fmdist as command
-from tests.integration.command_line import succeed
 
 pytestmark = pytest.mark.slow
 
 RECIPE = {
-    "name": "small",
-    "seed": 0,
-    "data": {"kind": "digits"},
-    "model": {"kind": "cnn", "channels": [16, 32], "blocks": 1},
-    "task": {"kind": "classification"},
-    "train": {"epochs": 3, "lr": 5e-3, "threads": 1, "trackers": []},
+    **SMALL,
     "compress": {
         "passes": [
             {"kind": "prune_channels", "ratio": 0.5, "rounds": 2, "finetune": {"epochs": 2, "distill": {}}},
@@ -36,7 +34,7 @@ RECIPE = {
             {"kind": "quantize", "ranges": ["mean"], "bias_correction": ["none"]},
         ],
         "max_drop": 0.5,
-        "benchmark": {"samples": 10, "batch_size": 8},
+        "benchmark": {"samples": 10, "batch_size": 8, "torch_compile": False, "memory": False},
     },
 }
 
@@ -83,6 +81,14 @@ def test_a_killed_compression_ends_with_the_same_files(folder: Path, kills: int)
     assert models(folder / f"artifacts/{kills}") == models(folder / "artifacts/small")
     left = {path.name for path in (folder / f"artifacts/{kills}/stages").rglob("*") if path.is_dir()}
     assert not [name for name in left if name.startswith(("round", "finetune"))]
+
+
+@pytest.mark.parametrize("stage", ["low_rank", "prune_weights"])
+def test_a_stage_begun_in_a_new_process_ends_with_the_same_files(folder: Path, stage: str) -> None:
+    again = folder / f"artifacts/{stage}"
+    shutil.copytree(folder / "artifacts/small", again)
+    succeed(folder, "compress", "runs/small", "-o", again, "--from-stage", stage)
+    assert models(again) == models(folder / "artifacts/small")
 
 
 def test_the_smaller_module_is_opened_and_trained_on(folder: Path) -> None:
@@ -155,3 +161,23 @@ def test_a_budget_that_the_passes_miss(folder: Path) -> None:
     assert done.code == 2
     assert "passes.0.ratio: out of range, got 0.0" in done.err
     assert not (folder / "artifacts/none").exists()
+
+
+def test_zeros_stay_through_export_reload_and_training(folder: Path) -> None:
+    artifact = folder / "artifacts/small"
+    manifest = storage.verify(artifact)
+    (done,) = [record for record in manifest["passes"] if record["kind"] == "prune_weights"]
+    zeros = done["coverage"]["torch"]["changed_parameters"]
+    files = {name: artifact / found["reduced"]["file"] for name, found in manifest["models"].items()}
+    assert zeros_in_openvino(files["openvino"])[0] == zeros
+    assert zeros_in_onnx(files["onnxruntime"])[0] == zeros
+    module = fmdist.open_module(artifact)
+    assert zeros_in_torch(module)[0] == zeros
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    _, data, task = open_trained(folder / "runs/small")
+    train_on(module, data, task)
+    assert zeros_in_torch(module)[0] == zeros
+    for name, value in module.named_parameters():
+        assert not torch.equal(value, before[name])
+        if value.ndim >= 2:
+            assert torch.equal(value == 0, before[name] == 0)

@@ -149,7 +149,7 @@ def table_recipe(folder: Path, name: str, data: str, task: str) -> str:
         f"name: {name}\ndata: {{kind: table, path: table.csv, {data}}}\n"
         f"model: {{kind: mlp, hidden: [16]}}\ntask: {{kind: {task}}}\n"
         "train: {epochs: 40, lr: 2e-2, threads: 1, trackers: []}\n"
-        "compress: {benchmark: {samples: 10, batch_size: 16}}\n"
+        "compress: {benchmark: {samples: 10, batch_size: 16, torch_compile: false, memory: false}}\n"
     )
     return f"{name}.yaml"
 

@@ -172,3 +172,32 @@ def test_a_lock_waits_for_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(time, "sleep", lambda seconds: holder.close())
         with storage.lock(tmp_path, "one", seconds=60):
             assert _names(tmp_path) == ["another", "one"]
+
+
+def _sealed(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.txt").write_text("mine")
+    storage.seal(folder, {})
+    return folder
+
+
+def test_a_manifest_reaches_nothing_outside_of_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("mine")
+    absolute = str(tmp_path / "secret.txt")
+    for place, name in enumerate([absolute, "../secret.txt", "x/../../secret.txt", "link.txt"]):
+        folder = _sealed(tmp_path / f"sealed{place}")
+        if name == "link.txt":
+            (folder / name).symlink_to(absolute)
+        manifest = storage.read_json(folder / storage.MANIFEST)
+        manifest["files"][name] = manifest["files"]["a.txt"]
+        manifest[storage.OWN_HASH] = storage._own_hash(manifest)
+        storage.write_json(folder / storage.MANIFEST, manifest)
+        with pytest.raises(CheckpointError, match="a file outside of its directory"):
+            storage.verify(folder)
+
+
+def test_a_link_within_a_sealed_directory_is_fine(tmp_path: Path) -> None:
+    folder = _sealed(tmp_path / "sealed")
+    (folder / "b.txt").symlink_to("a.txt")
+    storage.seal(folder, {})
+    assert set(storage.verify(folder)["files"]) == {"a.txt", "b.txt"}

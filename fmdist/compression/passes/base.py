@@ -1,12 +1,14 @@
 """What every compression pass is given and gives back.
 
 Two sorts follow each other: passes on the torch model, which may train on (`TorchPass`), and after the export
-passes on the models of the runtimes (`ExportedPass`).
+passes on the models of the runtimes (`ExportedPass`). A `TrainedPass` stands where those do, but makes its
+models of the torch model, which it trains on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fmdist.compression.reshape import Change
-    from fmdist.contracts import Task
+    from fmdist.contracts import ExportSpec, Task
     from fmdist.data.splits import DataSplits
 
 BUDGET_SLACK = 1e-9
@@ -88,9 +90,37 @@ class TorchBench:
     fixed: Mapping[str, str]
     """Patterns of the names of layers whose sizes the family can't have changed -> why."""
     finetune: Callable[[FinetuneConfig, str], None]
-    """Trains the task as it is now and keeps the best weights; the name tells the rounds of a pass apart."""
+    """Trains `task` as it is now and keeps the best weights; the name tells the rounds of a pass apart."""
+    train: Callable[[Task, Mapping[str, Any]], None]
+    """Trains a task around this one, by these settings of the `train` section, and keeps its last weights."""
+    lr: float
+    """The recipe's learning rate, if its optimizer is an Adam, else AdamW's own."""
     value: Callable[[], float]
     """The primary metric of the task as it is now, on the validation split."""
+    sensitivity: Callable[[], dict[str, Any]]
+    """Measures how sensitive each layer is now; returns what `fmdist.compression.sensitivity` describes."""
+    latency: Callable[[], AbstractContextManager[Callable[[nn.Module], float]]]
+    """Within it a module's latency over the uncompressed model's is measured, in OpenVINO at one thread."""
+    folder: Path
+    """The stage's own, for what must not be done again if the stage is interrupted."""
+
+
+@dataclass
+class TrainingBench:
+    """What a trained pass works with beside a `Workbench`; its training runs in float32, without averages."""
+
+    task: Task
+    """As `TorchBench.task`; a pass may put a task around it here, which is trained and scored then."""
+    served: nn.Module
+    """See `TorchBench.served`."""
+    example: tuple[Tensor, ...]
+    """Inputs of ``served``, for a batch of two or more."""
+    finetune: Callable[[FinetuneConfig, str], None]
+    """Trains `task` as it is now and keeps the best weights."""
+    value: Callable[[], float]
+    """The primary metric of `task` as it is now, on the validation split."""
+    export: ExportSpec
+    """Of ``served``."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +129,14 @@ class Reduced:
 
     coverage: dict[str, Any]
     """See `fmdist.compression.passes.layers.summarize`."""
-    factored: Sequence[Change] = ()
-    """Layers of ``served`` that were replaced."""
+    replaced: Sequence[Change] = ()
+    """Layers of ``served`` that others stand for now."""
     candidates: list[dict[str, Any]] = field(default_factory=list)
     """The rounds: {setting, value, parameters, nonzero}."""
 
 
 class PassConfig(ComponentConfig):
-    """The base of every pass kind's ``Config``; use `TorchPass` or `ExportedPass`."""
+    """The base of every pass kind's ``Config``; use `TorchPass`, `ExportedPass` or `TrainedPass`."""
 
     order: ClassVar[int] = 0
     """Passes follow each other by rising numbers."""
@@ -117,6 +147,13 @@ class ExportedPass(PassConfig):
 
     order: ClassVar[int] = 100
 
+    def check(self, models: Mapping[str, Path]) -> None:
+        """Check what can be known from the original's float models, before anything is trained.
+
+        Raises:
+            CapabilityError: if this can't be done to them.
+        """
+
     def apply(self, bench: Workbench) -> Outcome:
         """Do the pass.
 
@@ -126,13 +163,50 @@ class ExportedPass(PassConfig):
         raise NotImplementedError
 
 
+class TrainedPass(PassConfig):
+    """A pass that trains the torch model on and makes the models of the runtimes of it."""
+
+    order: ClassVar[int] = 100
+
+    def check(self, task: Task, module: nn.Module) -> None:
+        """Check what can be known from the original, before any work.
+
+        Raises:
+            CapabilityError: as `train` does.
+        """
+
+    def train(self, bench: Workbench, training: TrainingBench) -> Outcome:
+        """Do the pass; the task of ``training`` may be changed or replaced.
+
+        Raises:
+            CapabilityError: if a name of a setting fits no layer, or the model can't be trained so.
+            CompressionError: if it changed nothing, or lost more than the budget.
+        """
+        raise NotImplementedError
+
+
 class TorchPass(PassConfig):
     """A pass on the torch model, before the export."""
+
+    renames: ClassVar[bool] = False
+    """Whether layers have other names afterwards."""
 
     ignore: tuple[str, ...] = ()
     """Names of layers to leave as they are, or patterns such as `layer4.*`."""
     finetune: FinetuneConfig | None = FinetuneConfig()
     """Training afterwards, or after every round; null leaves it out."""
+
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], fixed: Mapping[str, str]) -> None:
+        """Check what can be known from the original, before any work.
+
+        Args:
+            module: what is served.
+            example: its inputs.
+            fixed: see `TorchBench.fixed`.
+
+        Raises:
+            CapabilityError: as `reduce` does.
+        """
 
     def reduce(self, bench: TorchBench) -> Reduced:
         """Do the pass on the task of ``bench``.

@@ -91,6 +91,14 @@ class Config(ExportedPass):
             raise ValueError(message)
         return self
 
+    def check(self, models: Mapping[str, Path]) -> None:
+        """See `ExportedPass.check`."""
+        layers = {runtime: _READ[runtime](file) for runtime, file in models.items()}
+        ignored = _ignored(layers, self.ignore)
+        if self.asked != "int8":
+            for runtime, found in layers.items():
+                _check_widths(self, runtime, found, ignored)
+
     def apply(self, bench: Workbench) -> Outcome:
         """See `ExportedPass.apply`.
 
@@ -100,11 +108,9 @@ class Config(ExportedPass):
         # An original that isn't finite raises here, where it can't be taken for a fault of the pass.
         bench.score(bench.reference, np.arange(len(bench.reference)))
         # bench.float_only is about rounding activations, which stay in float here.
+        self.check(bench.models)
         layers = {runtime: _READ[runtime](file) for runtime, file in bench.models.items()}
         ignored = _ignored(layers, self.ignore)
-        if self.asked != "int8":
-            for runtime, found in layers.items():
-                _check_widths(self, runtime, found, ignored)
         models, covered = {}, {}
         candidates: list[dict[str, Any]] = []
         skipped: dict[str, str] = {}
@@ -250,7 +256,7 @@ def _ignored(layers: Mapping[str, Sequence[Layer]], ignore: Sequence[str]) -> se
 
 
 def _check_widths(config: Config, runtime: str, layers: Sequence[Layer], ignored: set[str]) -> None:
-    """Raise `CompressionError` if no layer can get 4 bits, whatever is done."""
+    """Raise `CapabilityError` if no layer can get 4 bits, whatever is done."""
     types = (*coverage.PRODUCTS, coverage.EMBEDDING) if config.all_layers else coverage.PRODUCTS
     possible = [layer for layer in layers if layer.type in types and layer.name not in ignored]
     # NNCF keeps the last product from 4 bits unless the model's last layer, whatever it is, is ignored.
@@ -258,7 +264,7 @@ def _check_widths(config: Config, runtime: str, layers: Sequence[Layer], ignored
         possible = possible[:-1]
     widths = sorted({layer.width for layer in possible if layer.width})
     if not widths:
-        raise CompressionError(
+        raise CapabilityError(
             field=f"{_FIELD}.precision",
             problem=f"{runtime}: no layer can take 4 bits: convolutions and recurrent layers never do, "
             "embeddings and the last layer only with all_layers: true",
@@ -268,7 +274,7 @@ def _check_widths(config: Config, runtime: str, layers: Sequence[Layer], ignored
     if config.group_size != -1 and not any(width % config.group_size == 0 for width in widths):
         # 16 is the least that ONNX Runtime takes.
         fitting = [size for size in (128, 64, 32, 16) if any(width % size == 0 for width in widths)]
-        raise CompressionError(
+        raise CapabilityError(
             field=f"{_FIELD}.group_size",
             problem=f"{runtime}: the group size divides no layer's width",
             value=config.group_size,

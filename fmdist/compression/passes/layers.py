@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fmdist.errors import CapabilityError, did_you_mean
 
@@ -23,6 +25,44 @@ def with_weights(module: nn.Module) -> dict[str, nn.Module]:
 def weights(layer: nn.Module) -> dict[str, Tensor]:
     """Return a layer's own weights of two or more dimensions, by name."""
     return {name: value for name, value in layer.named_parameters(recurse=False) if value.ndim >= 2}
+
+
+def last(module: nn.Module, example: tuple[Tensor, ...], layers: Mapping[str, nn.Module]) -> str | None:
+    """Return the layer without layers of its own that runs last; None if none is called."""
+    ran: list[str] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, layer in layers.items()
+        if not any(layer.children())
+    ]
+    run_hooked(module, example, handles)
+    return ran[-1] if ran else None
+
+
+def run_hooked(module: nn.Module, example: tuple[Tensor, ...], handles: Iterable[RemovableHandle]) -> None:
+    """Call a module once, without gradients, and remove its hooks."""
+    try:
+        with torch.no_grad():
+            module(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def channel_axis(layer: nn.Module) -> int | None:
+    """Return the axis of a layer's ``weight`` along which its output channels lie; None if it has none."""
+    if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return 0
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return 1 if layer.groups == 1 else None
+    # Transformers' GPT-2 has Linear layers with their weights transposed.
+    return 1 if type(layer).__name__ == "Conv1D" else None
+
+
+def smallest(magnitudes: Tensor, share: float) -> Tensor:
+    """Return the magnitude up to which ``share`` of them lie; below all of them if that is none."""
+    count = round(share * magnitudes.numel())
+    return magnitudes.kthvalue(count).values if count else magnitudes.new_tensor(-1.0)
 
 
 def ignored(

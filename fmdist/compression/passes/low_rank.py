@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ class Config(TorchPass):
     """Each layer W (outputs, inputs) becomes A (outputs, R) after B (R, inputs), where that is smaller."""
 
     order: ClassVar[int] = 20
+    renames: ClassVar[bool] = True
 
     method: Literal["svd", "randomized", "qr"] = "svd"
     """`svd` is the best approximation of its rank; `randomized` is faster for large layers, `qr` cheaper
@@ -43,6 +45,10 @@ class Config(TorchPass):
             message = "give energy or ratio, not both"
             raise ValueError(message)
         return self
+
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], fixed: Mapping[str, str]) -> None:
+        """See `TorchPass.check`."""
+        found_layers.ignored(found_layers.with_weights(module), self.ignore, {}, self.kind())
 
     def reduce(self, bench: TorchBench) -> Reduced:
         """See `TorchPass.reduce`."""

@@ -10,13 +10,16 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
+from fmdist.compression.allocation import Curve, added, curve_of, in_multiples, share_out
+from fmdist.compression.passes import attention, ratio_search
 from fmdist.compression.passes import layers as found_layers
 from fmdist.compression.passes.base import Reduced, TorchBench, TorchPass
 from fmdist.contracts import Draw
@@ -24,12 +27,20 @@ from fmdist.errors import CapabilityError
 
 REQUIRES = ("compress",)
 
-_HEADS = ("num_heads", "heads", "num_attention_heads")
-"""What attention modules call the number of their heads."""
+_BATCH = 64
 
-_PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "qkv", "query_key_value")
 
-_BATCH, _SEARCH = 64, 12
+Curves = Mapping[tuple[str, ...], Curve]
+"""By the layers that lose their channels together."""
+
+
+class Ratios(NamedTuple):
+    """Which share of their channels layers lose."""
+
+    default: float
+    own: Mapping[str, float] = MappingProxyType({})
+    """Of some layers, by name."""
+
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +52,17 @@ class Config(TorchPass):
 
     ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of the channels to remove of every layer (`uniform`) or of all together (`global`); 0.5 unless
-    `flops` is given."""
+    `flops` or `latency` is given."""
     flops: float | None = Field(default=None, gt=0, lt=1)
     """Share of the multiplications that may stay: the ratio is found by bisection."""
+    latency: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the uncompressed model's time for one sample that may stay, as float models in OpenVINO at
+    one thread: the ratio is found by bisection, from measurements on this machine."""
     scope: Literal["uniform", "global"] = "uniform"
     """`global` compares channels of all layers, and may thin some of them out."""
+    allocate: Literal["sensitivity"] | None = None
+    """`sensitivity`: each layer has a ratio of its own, smaller where channels cost more on validation data,
+    so that all layers together reach `ratio`; null leaves it to `scope`."""
     importance: Literal["magnitude", "taylor", "bn_scale"] = "magnitude"
     """What a channel is worth: the L2 norm of its weights, the loss's first-order change without it on
     training samples (Molchanov et al. 2019, arXiv:1906.10771), or its BatchNorm's scale (Liu et al. 2017,
@@ -61,8 +78,12 @@ class Config(TorchPass):
 
     @model_validator(mode="after")
     def _one_target(self) -> Config:
-        if self.ratio is not None and self.flops is not None:
-            message = "give ratio or flops, not both"
+        given = [key for key in ("ratio", "flops", "latency") if getattr(self, key) is not None]
+        if len(given) > 1:
+            message = f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}"
+            raise ValueError(message)
+        if self.allocate is not None and self.scope == "global":
+            message = "allocate gives each layer its own ratio; leave scope at uniform"
             raise ValueError(message)
         return self
 
@@ -70,37 +91,23 @@ class Config(TorchPass):
         """See `TorchPass.reduce`."""
         module = bench.served
         layers = found_layers.with_weights(module)
-        self._check(module)
-        reasons = found_layers.ignored(layers, self.ignore, bench.fixed, self.kind())
-        reasons[_last(module, bench.example, layers)] = "its outputs are the model's"
-        if layers.keys() <= reasons.keys():
-            raise CapabilityError(
-                field=f"compress.passes.{self.kind()}",
-                problem="there is no layer whose channels may go: "
-                + "; ".join(sorted(set(reasons.values()))),
-                fix="use prune_weights or quantize",
-            )
+        reasons = self._left(module, bench.example, bench.fixed)
         reasons |= self._fixed(bench, reasons)
         before = {name: _sizes(layer) for name, layer in layers.items()}
-        ratio = self.ratio or (0.5 if self.flops is None else self._ratio_for(bench, reasons))
-        pruner = self._pruner(module, bench.example, list(reasons), ratio, self.rounds)
+        curves = self._curves(bench, reasons) if self.allocate else {}
+        ratio, tried = self._target(bench, reasons, curves)
+        pruner = self._pruner(module, bench.example, list(reasons), self._ratios(ratio, curves), self.rounds)
         rounds = []
         for number in range(1, self.rounds + 1):
             if self.importance == "taylor":
                 _gradients(bench, self.samples)
             self._step(pruner)
             module.zero_grad()
-            _mend_attention(module)
+            attention.mend(module)
             if self.finetune is not None:
                 bench.finetune(self.finetune, f"round-{number}")
-            rounds.append(
-                {
-                    "setting": f"round {number}: {ratio * number / self.rounds:.1%} of the channels",
-                    "value": bench.value(),
-                    "parameters": sum(value.numel() for value in module.parameters()),
-                    "nonzero": sum(int(value.count_nonzero()) for value in module.parameters()),
-                }
-            )
+            setting = f"round {number}: {ratio * number / self.rounds:.1%} of the channels"
+            rounds.append(ratio_search.left(setting, module, bench.value()))
             log.info("%s: %.4g on validation", rounds[-1]["setting"], rounds[-1]["value"])
         # Of the layers as they were, a copy: those in `layers` have changed.
         after = {name: _sizes(layer) for name, layer in found_layers.with_weights(module).items()}
@@ -109,7 +116,29 @@ class Config(TorchPass):
         coverage["parameters"] = sum(before.values())
         for changed in coverage["changed"]:
             changed["of"] = before[changed["name"]]
-        return Reduced(coverage, candidates=rounds)
+        return Reduced(coverage, candidates=[*tried, *rounds])
+
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], fixed: Mapping[str, str]) -> None:
+        """See `TorchPass.check`."""
+        self._left(module, example, fixed)
+
+    def _left(
+        self, module: nn.Module, example: tuple[Tensor, ...], fixed: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return the layers that are known to keep their channels, with the reason."""
+        self._check(module)
+        layers = found_layers.with_weights(module)
+        reasons = found_layers.ignored(layers, self.ignore, fixed, self.kind())
+        if (final := found_layers.last(module, example, layers)) is not None:
+            reasons[final] = "its outputs are the model's"
+        if layers.keys() <= reasons.keys():
+            raise CapabilityError(
+                field=f"compress.passes.{self.kind()}",
+                problem="there is no layer whose channels may go: "
+                + "; ".join(sorted(set(reasons.values()))),
+                fix="use prune_weights or quantize",
+            )
+        return reasons
 
     def _check(self, module: nn.Module) -> None:
         norms = (nn.modules.batchnorm._BatchNorm,)
@@ -133,7 +162,7 @@ class Config(TorchPass):
         module: nn.Module,
         example: tuple[Any, ...],
         fixed: list[str],
-        ratio: float,
+        ratios: Ratios,
         rounds: int,
         importance: str = "",
     ) -> Any:
@@ -144,7 +173,7 @@ class Config(TorchPass):
             "taylor": torch_pruning.importance.GroupTaylorImportance,
             "bn_scale": torch_pruning.importance.BNScaleImportance,
         }
-        heads = _heads(module)
+        heads = attention.heads_of(module)
         with warnings.catch_warnings():
             # It prunes the last axis of bare parameters (class tokens, positions) and warns of it.
             warnings.simplefilter("ignore")
@@ -153,8 +182,9 @@ class Config(TorchPass):
                 example,
                 importance=kinds[importance or self.importance](),
                 global_pruning=self.scope == "global",
-                pruning_ratio=ratio,
-                max_pruning_ratio=max(self.most, ratio),
+                pruning_ratio=ratios.default,
+                pruning_ratio_dict={module.get_submodule(name): own for name, own in ratios.own.items()},
+                max_pruning_ratio=max(self.most, ratios.default),
                 iterative_steps=rounds,
                 ignored_layers=_leaves(module, fixed),
                 # Its own defaults are dictionaries that all pruners of a process share.
@@ -191,7 +221,7 @@ class Config(TorchPass):
             return {}
         module = bench.served
         names = {part: name for name, part in module.named_modules()}
-        graph = self._pruner(module, bench.example, list(reasons), 0.5, 1, "magnitude").DG
+        graph = self._pruner(module, bench.example, list(reasons), Ratios(0.5), 1, "magnitude").DG
         found: dict[str, str] = {}
         for group in graph.get_all_groups(ignored_layers=_leaves(module, reasons)):
             together = {
@@ -210,29 +240,73 @@ class Config(TorchPass):
         module = copy.deepcopy(bench.served)
         expected = tuple(bench.served(*bench.example).shape)
         try:
-            self._step(self._pruner(module, bench.example, fixed, 0.5, 1, "magnitude"))
-            _mend_attention(module)
+            self._step(self._pruner(module, bench.example, fixed, Ratios(0.5), 1, "magnitude"))
+            attention.mend(module)
             shape = tuple(module(*bench.example).shape)
         # Whatever a model does with its channels, it does it in its own code.
         except Exception as error:
             return " ".join(f"{type(error).__name__} {error}".split())[:120]
         return None if shape == expected else f"its outputs are {shape}, not {expected}"
 
-    def _ratio_for(self, bench: TorchBench, reasons: Mapping[str, str]) -> float:
-        """Return the smallest ratio that leaves no more than `flops` of the multiplications."""
-        allowed = (self.flops or 1.0) * _operations(bench.served, bench.example)
+    def _curves(self, bench: TorchBench, reasons: Mapping[str, str]) -> Curves:
+        """Return what removing channels costs each group of layers that lose theirs together."""
+        module = bench.served
+        record = bench.sensitivity()
+        rows = {row["name"]: row["channels"] for row in record["layers"] if row["channels"]}
+        names = {part: name for name, part in module.named_modules()}
+        pruner = self._pruner(module, bench.example, list(reasons), Ratios(0.5), 1, "magnitude")
+        found: dict[tuple[str, ...], Curve] = {}
+        for group in pruner.DG.get_all_groups(
+            ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+        ):
+            together = {
+                names[item.dep.target.module]
+                for item in group
+                if names.get(item.dep.target.module) in rows
+                and pruner.DG.is_out_channel_pruning_fn(item.dep.handler)
+            }
+            if together:
+                own = [curve_of(rows[name], len(group[0].idxs), record["value"]) for name in together]
+                found[tuple(sorted(together))] = added(own)
+        return found
+
+    def _ratios(self, ratio: float, curves: Curves) -> Ratios:
+        """Return the ratio of each layer; those of which no sensitivity is known have ``ratio`` itself."""
+        if not curves:
+            return Ratios(ratio)
+        most = max(self.most, ratio)
+        sizes = {group: int(curve.size) for group, curve in curves.items()}
+        gone = in_multiples(share_out(curves, ratio, most), sizes, self.multiple, most)
+        # Half a channel less, since Torch-Pruning rounds what is kept down, whatever a float adds to it.
+        shares = {group: max(0.0, count - 0.5) / sizes[group] for group, count in gone.items()}
+        return Ratios(ratio, {name: share for group, share in shares.items() for name in group})
+
+    def _target(
+        self, bench: TorchBench, reasons: Mapping[str, str], curves: Curves
+    ) -> tuple[float, list[dict[str, Any]]]:
+        """Return the ratio that meets the target, and what was tried for a latency."""
+        if self.flops is None and self.latency is None:
+            return self.ratio or 0.5, []
         if self.importance == "taylor":
             _gradients(bench, self.samples)
-        low, high = 0.0, self.most
-        for _ in range(_SEARCH):
-            ratio = (low + high) / 2
+
+        def candidate(ratio: float) -> nn.Module:
+            """Return a copy of the model, untrained, at a ratio."""
             module = copy.deepcopy(bench.served)
             for parameter, value in zip(module.parameters(), bench.served.parameters(), strict=True):
                 parameter.grad = None if value.grad is None else value.grad.clone()
-            self._step(self._pruner(module, bench.example, list(reasons), ratio, 1))
-            _mend_attention(module)
-            low, high = (low, ratio) if _operations(module, bench.example) <= allowed else (ratio, high)
-        return high
+            self._step(self._pruner(module, bench.example, list(reasons), self._ratios(ratio, curves), 1))
+            attention.mend(module)
+            return module
+
+        if self.latency is not None:
+            return ratio_search.for_latency(candidate, bench, self.latency, self.most)
+        allowed = (self.flops or 1.0) * _operations(bench.served, bench.example)
+
+        def fits(ratio: float) -> bool:
+            return _operations(candidate(ratio), bench.example) <= allowed
+
+        return ratio_search.smallest(fits, self.most), []
 
 
 def _leaves(module: nn.Module, names: Iterable[str]) -> list[nn.Module]:
@@ -243,65 +317,6 @@ def _leaves(module: nn.Module, names: Iterable[str]) -> list[nn.Module]:
 
 def _sizes(layer: nn.Module) -> int:
     return sum(value.numel() for value in found_layers.weights(layer).values())
-
-
-def _last(module: nn.Module, example: tuple[Any, ...], layers: Mapping[str, nn.Module]) -> str:
-    """Return the layer that runs last."""
-    ran: list[str] = []
-    handles = [
-        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for name, layer in layers.items()
-        if not any(layer.children())
-    ]
-    try:
-        with torch.no_grad():
-            module(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran[-1]
-
-
-def _heads(module: nn.Module) -> dict[nn.Module, int]:
-    """Return the projections of attention -> number of heads, whose widths must stay equal."""
-    found: dict[nn.Module, int] = {}
-    for part in module.modules():
-        count = next((value for key in _HEADS if isinstance(value := getattr(part, key, None), int)), None)
-        if count is None:
-            continue
-        if isinstance(part, nn.MultiheadAttention):
-            found[part] = count
-        for name in _PROJECTIONS:
-            if isinstance(projection := getattr(part, name, None), nn.Linear):
-                found[projection] = count
-    return found
-
-
-def _mend_attention(module: nn.Module) -> None:
-    """Tell attention modules the width of a head, where they keep it beside their weights."""
-    for part in module.modules():
-        query = next(
-            (
-                found
-                for name in ("query", "q_proj")
-                if isinstance(found := getattr(part, name, None), nn.Linear)
-            ),
-            None,
-        )
-        heads = next((value for key in _HEADS if isinstance(value := getattr(part, key, None), int)), None)
-        if heads is None:
-            continue
-        packed = getattr(part, "qkv", None)
-        width = query.out_features if query is not None else 0
-        if isinstance(packed, nn.Linear):
-            width = packed.out_features // 3
-        for key, value in (
-            ("all_head_size", width),
-            ("attention_head_size", width // heads),
-            ("head_dim", width // heads),
-        ):
-            if width and isinstance(getattr(part, key, None), int):
-                setattr(part, key, value)
 
 
 def _gradients(bench: TorchBench, samples: int) -> None:

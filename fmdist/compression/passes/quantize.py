@@ -1,8 +1,8 @@
 """Post-training INT8 quantization: NNCF for OpenVINO, ONNX Runtime's static quantization for ONNX.
 
 Several settings are tried on calibration samples of the training split, each is scored on the validation
-split in the runtime that will run it, and the best is kept. If OpenVINO's best loses more than the budget,
-NNCF's accuracy control gives layers back to float, the worst first.
+split in the runtime that will run it, and the best of the fastest kind that keeps to the budget is kept. If
+none for OpenVINO does, NNCF's accuracy control gives layers back to float, the worst first.
 
 Source: NNCF, github.com/openvinotoolkit/nncf.
 """
@@ -25,21 +25,27 @@ from fmdist.compression.passes.base import ExportedPass, Outcome, Workbench
 from fmdist.compression.passes.nncf_calls import calibration_samples, quiet_nncf, sample_count
 from fmdist.compression.passes.trial import Trial, attempt, best_of, budget_missed, within_budget
 from fmdist.deployment.runtime import load_openvino
-from fmdist.errors import CompressionError
+from fmdist.errors import CheckpointError, CompressionError, FmdistError
 from fmdist.tasks import decoding
 
 REQUIRES = ("compress",)
+
+FAILURES = (RuntimeError, CompressionError, CheckpointError)
+"""What a setting fails with that doesn't suit a model."""
 
 log = logging.getLogger(__name__)
 
 
 class Config(ExportedPass):
-    """Settings that are tried; the best on validation is kept."""
+    """Settings that are tried; the best on validation of the first preset within the budget is kept."""
 
     precision: Literal["int8"] = "int8"
     """Of weights and activations."""
-    presets: tuple[Literal["performance", "mixed"], ...] = Field(default=("mixed",), min_length=1)
-    """OpenVINO activations to try: `performance` symmetric, `mixed` asymmetric where they take both signs."""
+    presets: tuple[Literal["performance", "mixed"], ...] = Field(
+        default=("performance", "mixed"), min_length=1
+    )
+    """OpenVINO activations: `performance` symmetric, `mixed` asymmetric where they take both signs, which is
+    more accurate and slower. One after the other, until the best of what was tried keeps to the budget."""
     bias_correction: tuple[Literal["fast", "full", "none"], ...] = Field(
         default=("fast", "full", "none"), min_length=1
     )
@@ -75,14 +81,17 @@ class Config(ExportedPass):
         trials: list[Trial] = []
         failures: dict[str, str] = {}
         settings: dict[str, _Setting] = {}
-        for setting in starmap(_Setting, product(self.presets, self.ranges, self.bias_correction)):
+        for preset in self.presets:
+            if trials and within_budget(bench, best_of(trials)):
+                break
+            for setting in starmap(_Setting, product((preset,), self.ranges, self.bias_correction)):
 
-            def write(file: Path, setting: _Setting = setting) -> None:
-                _quantize_openvino(bench, file, setting)
+                def write(file: Path, setting: _Setting = setting) -> None:
+                    _quantize_openvino(bench, file, setting)
 
-            # For one, full bias correction cuts some LSTMs from their weights.
-            trials += _attempted(bench, "openvino", str(setting), write, failures)
-            settings[str(setting)] = setting
+                # For one, full bias correction cuts some LSTMs from their weights.
+                trials += _attempted(bench, "openvino", str(setting), write, failures)
+                settings[str(setting)] = setting
         _check_any(trials, "openvino", failures)
         best = best_of(trials)
         if self.accuracy_control and not within_budget(bench, best):
@@ -91,7 +100,7 @@ class Config(ExportedPass):
             start = start if str(full) in failures else full
             try:
                 trials.append(_controlled(bench, start))
-            except (RuntimeError, CompressionError) as error:  # NNCF can't compile some LSTMs half way
+            except FAILURES as error:  # NNCF can't compile some LSTMs half way
                 log.warning("openvino: accuracy control fails and is left out: %s", _reason(error))
         return trials
 
@@ -140,11 +149,12 @@ def _attempted(
 ) -> list[Trial]:
     """Return a setting's trial; none, with a warning and a note in ``failures``, if it fails.
 
-    Outputs or a metric that aren't finite are a failure too: no score could be worse.
+    Outputs or a metric that aren't finite are a failure too: no score could be worse. So is a file that the
+    runtime can't read: OpenVINO's symmetric INT8 of some recurrent models is one.
     """
     try:
         return [attempt(bench, runtime, setting, write)]
-    except (RuntimeError, CompressionError) as error:
+    except FAILURES as error:
         failures[setting] = _reason(error)
         log.warning("%s: %s fails and is left out: %s", runtime, setting, failures[setting])
         return []
@@ -161,8 +171,8 @@ def _check_any(trials: Sequence[Trial], runtime: str, failures: Mapping[str, str
         )
 
 
-def _reason(error: RuntimeError | CompressionError) -> str:
-    if isinstance(error, CompressionError):
+def _reason(error: RuntimeError | FmdistError) -> str:
+    if isinstance(error, FmdistError):
         return error.problems[0].problem
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 

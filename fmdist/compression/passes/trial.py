@@ -34,6 +34,10 @@ class Trial:
     error: float
     """Relative RMS difference of the rows from the original's, at float32."""
     seconds: float
+    within: bool = True
+    """Whether it loses no more than allowed."""
+    sample: float = 0.0
+    """The share of the validation split that one sample is."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Layer -> why the setting leaves it in float."""
 
@@ -68,9 +72,11 @@ def attempt(bench: Workbench, runtime: str, setting: str, write: Callable[[Path]
         outputs = run(bench, file, runtime, precision)
         values[precision] = bench.score(outputs, rows)
         if precision == "f32" or runtime != "openvino":
-            error = _relative_rms(outputs, bench.reference)
+            error = relative_rms(outputs, bench.reference)
     drop = max(bench.drop(value, reference) for value in values.values())
-    return Trial(runtime, setting, file, values, drop, error, seconds)
+    trial = Trial(runtime, setting, file, values, drop, error, seconds, sample=1 / len(rows))
+    trial.within = within_budget(bench, trial)
+    return trial
 
 
 def run(bench: Workbench, file: Path, runtime: str, precision: str) -> NDArray[np.float32]:
@@ -80,8 +86,17 @@ def run(bench: Workbench, file: Path, runtime: str, precision: str) -> NDArray[n
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the smallest drop; among equals, and they are common, the smallest error of the outputs."""
-    return min(trials, key=lambda trial: (round(trial.drop, 9), trial.error))
+    """Return the smallest error of the outputs among those of the smallest drop.
+
+    Drops that differ by one sample of the validation split are equal: the errors, of all its outputs, tell
+    more. What is within the budget goes before what isn't.
+    """
+    pool = [trial for trial in trials if trial.within] or trials
+    least = min(trial.drop for trial in pool)
+    return min(
+        (trial for trial in pool if trial.drop <= least + trial.sample + BUDGET_SLACK),
+        key=lambda trial: trial.error,
+    )
 
 
 def within_budget(bench: Workbench, trial: Trial) -> bool:
@@ -101,7 +116,8 @@ def budget_missed(bench: Workbench, trials: Sequence[Trial]) -> CompressionError
     )
 
 
-def _relative_rms(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+def relative_rms(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Return the RMS of the difference over the RMS of the reference (over 1 if that is zero)."""
     difference = outputs.astype(np.float64) - reference
     scale = float(np.sqrt((reference.astype(np.float64) ** 2).mean())) or 1.0
     return float(np.sqrt((difference**2).mean())) / scale

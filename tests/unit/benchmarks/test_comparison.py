@@ -42,6 +42,7 @@ def test_ratios_are_of_the_same_round() -> None:
 def test_each_peer_is_compared_with_our_model_for_its_runtime() -> None:
     rows = [
         *ours([1.0]),
+        row(ORIGINAL, "torch", [9.0]),
         row("nncf", "openvino", [1.0]),
         row("olive", "onnxruntime", [1.0]),
         row("torchao", "torch", [4.0]),
@@ -63,13 +64,28 @@ def test_each_peer_is_compared_with_our_model_for_its_runtime() -> None:
     ],
 )
 def test_bars_are_the_best_peer_of_each_measure(mine: list[dict[str, Any]], missed: list[str]) -> None:
-    peers = [row("nncf", "openvino", [1.0], 150, 0.8), row("olive", "onnxruntime", [9.0], 100, 0.9)]
-    bars = comparison.quantized([*mine, *peers], ["nncf", "olive"])["bars"]
+    peers = [
+        row("nncf", "openvino", [1.0], 150, 0.892),
+        row("olive", "onnxruntime", [9.0], 100, 0.9),
+        row("torchao", "torch", [0.1], 10, 0.7),
+    ]
+    original = row(ORIGINAL, "torch", [9.0])
+    found = comparison.quantized([original, *mine, *peers], ["nncf", "olive", "torchao"])
+    bars = found["bars"]
+    assert found["useless"] == ["torchao"]
     assert [name for name, bar in bars.items() if not bar["met"]] == missed
 
 
+def test_accuracies_are_means_over_calibration_sets() -> None:
+    (mine, slower), peer = ours([1.0], 100, 0.89), row("nncf", "openvino", [1.0], 100, 0.9)
+    mine["accuracies"], peer["accuracies"] = [0.89, 0.9, 0.901], [0.9, 0.89, 0.902]
+    found = comparison.quantized([row(ORIGINAL, "torch", [9.0]), mine, slower, peer], ["nncf"])
+    assert found["against"]["nncf"]["accuracy_difference"] == pytest.approx(-0.001 / 3)
+    assert found["bars"]["accuracy"]["met"]
+
+
 def test_no_bar_is_met_where_no_peer_ran() -> None:
-    rows = [*ours([1.0]), {"side": "nncf", "error": "fails"}]
+    rows = [row(ORIGINAL, "torch", [9.0]), *ours([1.0]), {"side": "nncf", "error": "fails"}]
     assert comparison.quantized(rows, ["nncf"])["bars"] == {}
 
 

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fmdist.cli.main import main
 from fmdist.compression.config import CompressConfig
 from fmdist.compression.passes import quantize
+from fmdist.errors import CapabilityError
+from fmdist.stages.compressing import section
 
 
 def parse(text: str) -> CompressConfig:
@@ -55,3 +59,28 @@ def test_reading_a_recipe_loads_neither_torch_nor_a_runtime() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_caller_s_rounding_goes_before_the_recipe_s() -> None:
+    recipe = {"compress": {"passes": [{"kind": "prune_weights"}, {"kind": "quantize"}]}}
+    kinds = [settings.kind() for settings in section(recipe, {"compress_weights": {}}, {}).passes]
+    assert kinds == ["prune_weights", "compress_weights"]
+    assert [settings.kind() for settings in section(recipe, {"fold": {}}, {}).passes] == [
+        "prune_weights",
+        "fold",
+        "quantize",
+    ]
+
+
+def test_flags_are_passes_of_the_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    def compress(run: Path, data: None, **wanted: Any) -> Path:
+        given.update(wanted)
+        raise CapabilityError(problem="seen")
+
+    monkeypatch.setattr("fmdist.stages.compress", compress)
+    words = ["--fold", "--quantize-aware", "--finetune-epochs", "2", "--min-speedup", "3", "--no-keep-stages"]
+    assert main(["compress", str(tmp_path), *words]) == 2
+    assert given["passes"] == {"fold": {}, "quantize_aware": {"finetune": {"epochs": 2}}}
+    assert given["settings"] == {"search": {"min_speedup": 3.0}, "keep_stages": False}

@@ -198,7 +198,7 @@ def test_widths_are_those_of_the_sums(bench: Make, runtime: Runtime) -> None:
 @pytest.mark.parametrize("runtime", BOTH)
 def test_a_group_that_divides_nothing_is_refused_before_any_work(bench: Make, runtime: Runtime) -> None:
     made = bench((runtime,), Wide())
-    with pytest.raises(CompressionError, match="divides no layer's width, got 128") as caught:
+    with pytest.raises(CapabilityError, match="divides no layer's width, got 128") as caught:
         four(group_size=128).apply(made)
     assert "one of the widths: 64" in str(caught.value)
     assert "Set group_size: 64" in str(caught.value)
@@ -206,7 +206,7 @@ def test_a_group_that_divides_nothing_is_refused_before_any_work(bench: Make, ru
 
 
 def test_a_network_without_products_is_refused(bench: Make) -> None:
-    with pytest.raises(CompressionError, match=r"no layer can take 4 bits.*Take int8_asym"):
+    with pytest.raises(CapabilityError, match=r"no layer can take 4 bits.*Take int8_asym"):
         four().apply(bench(("openvino",)))
 
 

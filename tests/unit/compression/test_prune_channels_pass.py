@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fmdist.compression import latency
 from fmdist.compression.finetune_config import FinetuneConfig
 from fmdist.compression.passes import prune_channels
+from fmdist.compression.subject import Subject
 from fmdist.contracts import DataSpec, InputSpec, TargetSpec
-from fmdist.errors import CapabilityError
-from fmdist.models import bert, resnet, transformer_encoder, vit
+from fmdist.errors import CapabilityError, CompressionError
+from fmdist.models import bert, cnn, resnet, transformer_encoder, vit
 from tests.unit.compression.benches import SPLITS, bench
 
 
@@ -171,3 +174,52 @@ def test_what_has_no_channels_to_remove() -> None:
         prune_channels.Config(importance="bn_scale").reduce(
             bench(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
         )
+
+
+class TestLatency:
+    """With a model of the latency in place of the clock: what its parameters are of the whole's."""
+
+    @staticmethod
+    def share(whole: Any) -> Any:
+        size = sum(value.numel() for value in whole.parameters())
+        return lambda module: sum(value.numel() for value in module.parameters()) / size
+
+    def test_the_smallest_ratio_that_is_fast_enough_is_found_once(self, tmp_path: Path) -> None:
+        asked: list[float] = []
+
+        def measured(module: nn.Module) -> float:
+            asked.append(share(module))
+            return asked[-1]
+
+        module = net(32)
+        share = self.share(net(32))
+        config = prune_channels.Config(latency=0.4, multiple=4)
+        outcome = config.reduce(bench(module, latency=measured, folder=tmp_path))
+        assert share(module) <= 0.4
+        # The next multiple of channels would be too slow.
+        assert share(net(module[0].out_channels + 4)) > 0.4
+        assert len(asked) == len(set(asked)) <= 8
+        *tried, last = outcome.candidates
+        assert [row["value"] for row in tried] == [None] * len(asked)
+        assert last["parameters"] == sum(value.numel() for value in module.parameters())
+        asked.clear()
+        again = net(32)
+        config.reduce(bench(again, latency=measured, folder=tmp_path))
+        assert not asked
+        assert again[0].out_channels == module[0].out_channels
+
+    def test_what_can_not_be_reached_is_refused_with_the_least(self, tmp_path: Path) -> None:
+        config = prune_channels.Config(latency=0.01, multiple=4)
+        with pytest.raises(CompressionError, match=r"got 0\.01; allowed: at least 0\.\d+, the smallest"):
+            config.reduce(bench(net(32), latency=self.share(net(32)), folder=tmp_path))
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.slow
+    def test_openvino_is_faster_with_fewer_channels(self, subject: Subject, tmp_path: Path) -> None:
+        spec = subject.export
+        with latency.against(spec, spec, tmp_path) as measure:
+            same = measure(spec.module)
+            wide = cnn.Config(channels=(256, 256), blocks=2).build(SPLITS.spec, 10)
+            more = measure(wide)
+        assert 0.5 < same < 2 < more
+        assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from fmdist.compression.passes import coverage, quantize, trial
 from fmdist.compression.passes.base import Workbench
 from fmdist.compression.passes.trial import Trial, best_of, run
 from fmdist.compression.pipeline import _workbench
-from fmdist.compression.subject import Subject
+from fmdist.compression.subject import Subject, batch_of
 from fmdist.contracts import ExportSpec
 from fmdist.deployment.runtime import open_model
 from fmdist.errors import CompressionError
 
 Runtime = Literal["openvino", "onnxruntime"]
-ONE = quantize.Config(ranges=("mean",), bias_correction=("none",))
+ONE = quantize.Config(presets=("performance",), ranges=("mean",), bias_correction=("none",))
 
 
 @pytest.fixture
@@ -56,17 +57,41 @@ def test_every_layer_becomes_int8_and_runs_so(bench: Callable[..., Workbench], r
     assert chosen["drop"] <= min(row["drop"] for row in outcome.candidates) + 1e-9
 
 
-def test_every_setting_is_tried_and_recorded(bench: Callable[..., Workbench]) -> None:
-    config = quantize.Config(presets=("performance", "mixed"), bias_correction=("none",))
-    outcome = config.apply(bench("openvino"))
-    assert [row["setting"] for row in outcome.candidates] == [
-        "performance, mean ranges, none bias correction",
-        "performance, minmax ranges, none bias correction",
-        "mixed, mean ranges, none bias correction",
-        "mixed, minmax ranges, none bias correction",
-    ]
+FAST = ["performance, mean ranges, none bias correction", "performance, minmax ranges, none bias correction"]
+FINE = ["mixed, mean ranges, none bias correction", "mixed, minmax ranges, none bias correction"]
+
+
+def test_every_setting_of_a_preset_is_tried_and_recorded(bench: Callable[..., Workbench]) -> None:
+    outcome = quantize.Config(bias_correction=("none",)).apply(bench("openvino"))
+    assert [row["setting"] for row in outcome.candidates] == FAST
     assert {tuple(row["values"]) for row in outcome.candidates} == {("f32", "default")}
     assert sum(row["chosen"] for row in outcome.candidates) == 1
+
+
+def test_the_finer_preset_is_tried_where_the_fast_one_loses_too_much(
+    bench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "performance", to=-1e6)
+    outcome = quantize.Config(bias_correction=("none",)).apply(bench("openvino", max_drop=0.01))
+    assert [row["setting"] for row in outcome.candidates] == FAST + FINE
+    (chosen,) = [row["setting"] for row in outcome.candidates if row["chosen"]]
+    assert chosen in FINE
+
+
+def test_the_finer_preset_is_tried_where_the_runtime_cannot_read_the_fast_one(
+    bench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(bench: Workbench, file: Path, runtime: str, precision: str) -> np.ndarray:
+        if "performance" in file.name:
+            file.write_text("no model")
+        return run(bench, file, runtime, precision)
+
+    monkeypatch.setattr(trial, "run", unreadable)
+    outcome = quantize.Config(bias_correction=("none",)).apply(bench("openvino"))
+    assert [row["setting"] for row in outcome.candidates] == FINE
+    left = [line.getMessage() for line in caplog.records if "left out" in line.getMessage()]
+    assert len(left) == 2
+    assert all("openvino can't read this model" in line for line in left)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
@@ -75,18 +100,20 @@ def test_a_missed_budget_lists_what_was_tried(bench: Callable[..., Workbench], r
     with pytest.raises(CompressionError, match="every setting loses more") as caught:
         ONE.model_copy(update={"accuracy_control": False}).apply(strict)
     tried = (
-        "mixed, mean ranges, none bias correction" if runtime == "openvino" else "asymmetric reduced range"
+        "performance, mean ranges, none bias correction"
+        if runtime == "openvino"
+        else "asymmetric reduced range"
     )
     assert tried in str(caught.value)
 
 
-def spoil(patch: pytest.MonkeyPatch, name: str) -> None:
-    """Let candidates with ``name`` in their file's name answer nan for one sample."""
+def spoil(patch: pytest.MonkeyPatch, name: str, to: float = np.nan) -> None:
+    """Let candidates with ``name`` in their file's name answer ``to`` for a class of some samples."""
 
     def spoilt(bench: Workbench, file: Path, runtime: str, precision: str) -> np.ndarray:
         rows = run(bench, file, runtime, precision)
         if name in file.name:
-            rows[3, 4] = np.nan
+            rows[::5, 4] = to
         return rows
 
     patch.setattr(trial, "run", spoilt)
@@ -95,7 +122,7 @@ def spoil(patch: pytest.MonkeyPatch, name: str) -> None:
 @pytest.mark.parametrize(
     ("runtime", "spoilt", "left"),
     [
-        ("openvino", "mean-ranges", ["mixed, minmax ranges, none bias correction"]),
+        ("openvino", "mean-ranges", FAST[1:]),
         ("onnxruntime", "onnxruntime-asymmetric.", ["symmetric"]),
     ],
 )
@@ -174,12 +201,35 @@ def test_accuracy_control_returns_the_worst_layers_to_float(
     outcome = ONE.apply(made)
     plain, controlled = outcome.candidates
     assert plain["drop"] > 0.02
-    assert controlled["setting"] == "accuracy control, mixed, mean ranges, full bias correction"
+    assert controlled["setting"] == "accuracy control, performance, mean ranges, full bias correction"
     assert controlled["chosen"]
     assert controlled["drop"] <= 0.02
     left = outcome.coverage["openvino"]["left"]
     assert left
     assert {layer["reason"] for layer in left} == {"returned to float by accuracy control"}
+
+
+@pytest.mark.slow
+def test_accuracy_control_sees_no_sample_twice(subject: Subject, bench: Callable[..., Workbench]) -> None:
+    # On data that it was calibrated on, accuracy control does nothing and says nothing.
+    made = bench("openvino", replace(subject.export, module=Outlier(subject.export.module)), max_drop=0.02)
+    seen = hashes(made.calibration["image"]), hashes(made.validation["image"])
+    splits = subject.splits
+    parts = (splits.train.plain(), splits.validation)
+    whole = [hashes(batch_of(part, np.arange(len(part)))["image"]) for part in parts]
+    assert seen[0] < whole[0]
+    assert seen[1] == whole[1]
+    assert not whole[0] & whole[1]
+    outcome = ONE.apply(made)
+    rows = made.reference.argmax(axis=1)
+    controlled = run(made, outcome.models["openvino"], "openvino", "f32").argmax(axis=1)
+    target = splits.validation.targets
+    assert (rows == target).mean() - (controlled == target).mean() <= 0.02
+
+
+def hashes(rows: np.ndarray) -> set[str]:
+    """Return the SHA-256 of every sample's bytes."""
+    return {hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest() for row in rows}
 
 
 def test_coverage_names_what_is_left_and_why(subject: Subject, tmp_path: Path) -> None:
@@ -198,6 +248,15 @@ def test_equal_metrics_are_decided_by_the_outputs(tmp_path: Path) -> None:
     ]
     assert best_of(trials).setting == "c"
     assert [trial.row(best_of(trials), "max")["chosen"] for trial in trials] == [False, False, True]
+
+
+def test_one_sample_decides_nothing_but_the_budget(tmp_path: Path) -> None:
+    def tried(drop: float, error: float, within: bool = True) -> Trial:
+        return Trial("openvino", f"{drop}", tmp_path, {"f32": 0.9}, drop, error, 0.1, within, sample=0.01)
+
+    assert best_of([tried(0.01, 0.03), tried(0.02, 0.02), tried(0.03, 0.01)]).drop == 0.02
+    assert best_of([tried(0.01, 0.03), tried(0.02, 0.02, within=False)]).drop == 0.01
+    assert best_of([tried(0.04, 0.03, within=False), tried(0.05, 0.02, within=False)]).drop == 0.05
 
 
 def test_the_worst_precision_counts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fmdist.compression.config import CompressConfig
-from fmdist.compression.finetune import keeping_zeros
+from fmdist.compression.finetune import finetune, keeping_zeros
 from fmdist.compression.finetune_config import FinetuneConfig
 from fmdist.compression.passes import low_rank, prune_weights
 from fmdist.errors import CapabilityError
-from tests.unit.compression.benches import bench
+from fmdist.training.checkpoint import weights_digest
+from tests.unit.compression.benches import SPLITS, bench
 
 
 def net() -> Any:
@@ -155,6 +157,18 @@ def test_zeros_stay_under_any_optimizer() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
+def test_a_teacher_is_left_as_it_was(tmp_path: Path) -> None:
+    original, task = (bench(net()).task for _ in range(2))
+    config = FinetuneConfig.model_validate({"epochs": 1, "distill": {}})
+    recipe = {"name": "student", "train": {"batch_size": 256, "threads": 1}}
+    finetune(task, original, SPLITS, config, recipe, tmp_path / "training")
+    (taught,) = original.roles().values()
+    assert all(value.requires_grad for value in taught.parameters())
+    assert weights_digest(taught) == weights_digest(net())
+    (learned,) = task.roles().values()
+    assert weights_digest(learned) != weights_digest(net())
+
+
 class TestLowRank:
     @pytest.mark.parametrize("method", ["svd", "randomized", "qr"])
     def test_a_layer_of_low_rank_computes_the_same(self, method: Any) -> None:
@@ -166,7 +180,7 @@ class TestLowRank:
         expected = module(x).detach()
         config = low_rank.Config(method=method, energy=0.999999, ignore=("3",))
         outcome = config.reduce(bench(module))
-        assert outcome.factored == [{"module": "1", "rank": 5}]
+        assert outcome.replaced == [{"module": "1", "rank": 5}]
         torch.testing.assert_close(module(x), expected, rtol=1e-3, atol=1e-3)
         covered = outcome.coverage
         assert covered["changed_parameters"] == 64 * 48 - 5 * (64 + 48)
@@ -181,7 +195,7 @@ class TestLowRank:
         x = torch.randn(3, 1, 8, 8)
         expected = module(x).detach()
         outcome = low_rank.Config(energy=0.999999).reduce(bench(module))
-        assert outcome.factored == [{"module": "1", "rank": 2}]
+        assert outcome.replaced == [{"module": "1", "rank": 2}]
         torch.testing.assert_close(module(x), expected, rtol=1e-3, atol=1e-3)
         (left,) = outcome.coverage["left"]
         assert left["reason"] == "at its rank of 1 two layers would be no smaller"
@@ -215,7 +229,7 @@ class TestLowRank:
             "second": "it shares its weights with another layer",
             "table": "Embedding can't be made into two layers",
         }
-        assert not outcome.factored
+        assert not outcome.replaced
 
 
 @pytest.mark.parametrize(
@@ -224,6 +238,7 @@ class TestLowRank:
         ([{"kind": "quantize"}, {"kind": "prune_channels"}], "prune_channels must stand before quantize"),
         ([{"kind": "prune_weights"}, {"kind": "low_rank"}], "low_rank must stand before prune_weights"),
         ([{"kind": "prune_channels", "ratio": 0.5, "flops": 0.5}], "give ratio or flops, not both"),
+        ([{"kind": "prune_channels", "latency": 0.5, "flops": 0.5}], "give flops or latency, not both"),
         ([{"kind": "low_rank", "ratio": 0.5, "energy": 0.5}], "give energy or ratio, not both"),
         (
             [{"kind": "prune_weights", "pattern": "2:4", "sparsity": 0.5}],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +112,26 @@ def test_every_model_is_measured_beside_torch(subject: Subject, tmp_path: Path) 
     for row in measured["rows"].values():
         assert 0 < row["latency_ms"]["p10"] <= row["latency_ms"]["median"]
         assert row["throughput_per_s"] > 0
-    assert measured["conditions"]["samples"] == dict.fromkeys(measured["rows"], 10)
+        assert 0 < row["memory"]["added_bytes"] < row["memory"]["peak_bytes"]
+    compiled = measured["compiled"]
+    assert compiled["latency_ms"]["median"] > 0
+    assert compiled["difference"] < 1e-4
+    samples = dict.fromkeys((*measured["rows"], benchmark.COMPILED), 10)
+    assert measured["conditions"]["samples"] == samples
     assert measured["conditions"]["torch_threads"] == 1
+
+
+def test_without_a_compiler_torch_compile_is_left_out_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, dynamic: bool) -> None:
+        message = "InvalidCxxCompiler: no C++ compiler found"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: partial(refuse, dynamic=dynamic))
+    compiled, about = benchmark._compiled(nn.Linear(2, 1), [(torch.zeros(1, 2),)], wanted=True)
+    assert compiled is None
+    assert "no C++ compiler found" in about["left"]
 
 
 PLUGIN = '''
@@ -153,7 +172,7 @@ def test_a_model_of_a_plugin_folder_is_measured(
         monkeypatch.delitem(sys.modules, name, raising=False)
     component.add_plugin_folder(tmp_path)
     module = component.load(component.find("models", "outsider"))().build(subject.splits.spec, 10)
-    config = BenchmarkConfig(samples=10, batch_size=2)
+    config = BenchmarkConfig(samples=10, batch_size=2, torch_compile=False, memory=False)
     spec = replace(subject.export, module=module)
     assert set(benchmark.measure(spec, [], config, scratch(tmp_path))["rows"]) == {TORCH_ROW}
 
@@ -169,9 +188,9 @@ def test_a_model_that_no_other_process_can_import_is_refused(subject: Subject, t
 def test_models_take_turns_in_blocks() -> None:
     order: list[str] = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    seconds = benchmark._interleaved(calls, samples=10, fewest=10, deadline=0.0)
+    seconds = benchmark.interleaved(calls, samples=10, fewest=10, deadline=0.0)
     # Each block starts with one call that isn't timed.
     assert order == (["a"] * 6 + ["b"] * 6) * 2
     assert {name: len(times) for name, times in seconds.items()} == {"a": 10, "b": 10}
     # A deadline that has passed ends it after the fewest.
-    assert len(benchmark._interleaved(calls, samples=100, fewest=10, deadline=0.0)["a"]) == 10
+    assert len(benchmark.interleaved(calls, samples=100, fewest=10, deadline=0.0)["a"]) == 10

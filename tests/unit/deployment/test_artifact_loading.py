@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     storage.seal(
         tmp_path,
         {
-            "format": 3,
+            "format": 4,
             "kind": "artifact",
             "signature": {
                 "inputs": [{"name": "image", "shape": [None, 1, 2, 2], "dtype": "float32"}],
@@ -119,7 +119,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
         artifact.load(tmp_path / "nowhere")
     manifest = storage.read_json(folder / "manifest.json")
     storage.write_json(folder / "manifest.json", {**manifest, "format": 1})
-    with pytest.raises(CheckpointError, match=r"format.*got 1; allowed: 3"):
+    with pytest.raises(CheckpointError, match=r"format.*got 1; allowed: 4"):
         artifact.load(folder)
     storage.write_json(folder / "manifest.json", {**manifest, "kind": "checkpoint"})
     with pytest.raises(CheckpointError, match="isn't an artifact's"):
@@ -172,3 +172,19 @@ print(json.dumps(loaded.predict(np.zeros((1, 1, 2, 2), np.uint8))))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)[0]["probabilities"] == {"dark": 0.5, "light": 0.5}
+
+
+def changed(folder: Path, described: dict[str, Any]) -> Path:
+    """Return the artifact whose only model is described so by whoever wrote the manifest."""
+    manifest = storage.read_json(folder / "manifest.json")
+    manifest["models"] = {"onnxruntime": {"fp32": described}}
+    manifest[storage.OWN_HASH] = storage._own_hash(manifest)
+    storage.write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["/tmp/other.onnx", "../other.onnx", "unlisted.onnx"])
+def test_only_files_of_the_artifact_are_opened(folder: Path, name: str) -> None:
+    described = {"file": name, "files": ["model.onnx"]}
+    with pytest.raises(CheckpointError, match="isn't among the files with a SHA-256"):
+        artifact.load(changed(folder, described), "onnxruntime")

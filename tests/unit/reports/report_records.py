@@ -122,7 +122,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
     }
     stages = [{"name": "01-export", "seconds": 3.1}, {"name": "02-quantize", "seconds": 8.4}]
     return {
-        "format": 3,
+        "format": 4,
         "kind": "artifact",
         "name": "digits-int8",
         "created": "2026-01-02T03:10:05Z",
@@ -191,6 +191,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         ],
         "stages": stages,
         "benchmark": {"threads": 1, "batch_size": 64, "samples": {"openvino-int8": 200}, "torch_threads": 1},
+        "torch_compile": {"left": "not asked for"},
         "evaluation": {"test_size": 270, "validation_size": 270, "calibration_size": 300},
         "hardware": {"cpu": "test CPU", "cores": 2, "flags": ["avx2", "avx512_vnni"], "system": "Linux"},
         "versions": {"fmdist": "0.1.0", "openvino": "2025.4"},

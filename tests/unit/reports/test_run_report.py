@@ -291,7 +291,7 @@ def test_another_folder_is_refused(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "checkpoint"
     if exists:
         folder.mkdir()
-        (folder / "manifest.json").write_text('{"format": 3, "files": {}}')
+        (folder / "manifest.json").write_text('{"format": 4, "files": {}}')
     with pytest.raises(UsageError, match=r"run\.json") as raised:
         reports.write(folder)
     assert ("neither a run nor an artifact" in str(raised.value)) == exists
