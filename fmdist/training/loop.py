@@ -128,6 +128,10 @@ def fit(  # noqa: C901, PLR0915 - one function, so that it reads as numbered pro
             for module in roles.values():
                 module.train()
             for position in range(progress.position, plan.steps_per_epoch):
+                # The last checkpoint is whole before the next is due: a kill costs less than two intervals.
+                if config.checkpoint.due(progress.step + 1):
+                    tools.writer.wait()
+
                 # 4. One step: every phase that is due sees the same microbatches.
                 window = feed.window(_asked(stop, tools.context))
                 watch.lap("data")

@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 class Writer:
     """Commits snapshots in a thread of its own; leaving it waits for the last.
 
-    A commit that failed raises at the next `submit` or `wait`, so that nothing is ever lost in silence and at
-    most one interval is at stake.
+    A commit that failed raises at the next `submit` or `wait`, so that nothing is ever lost in silence.
 
     Args:
         store: where checkpoints go.

@@ -82,6 +82,10 @@ def last_step(run: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
+def newest_step(run: Path) -> int:
+    return int(sorted((run / "checkpoints").glob("step-*"))[-1].name[5:15])
+
+
 def until(true: Callable[[], bool], job: subprocess.Popen[str]) -> None:
     for _ in range(30000):
         if true():
@@ -121,14 +125,16 @@ def test_a_job_goes_on_after_a_host_is_lost(hosts: Hosts, undisturbed: Path, tmp
         assert any("RayTrainWorker" in line for line in hosts.processes(number))
     hosts.kill(2)
     until(lambda: "RayTrainWorker" not in "".join(hosts.processes(1)), job)
-    made = last_step(run)
+    made, kept = last_step(run), newest_step(run)
     hosts.start(2)
     code, said = ended(job)
     assert code == 0, said
     assert "Going on from the newest checkpoint" in said
     assert "waiting for 2 CPU on 2 machine(s)" in said
     (resumed,) = re.findall(r"resuming at epoch \d+, step (\d+)", said)
-    assert 0 <= made - int(resumed) <= EVERY_STEPS
+    assert int(resumed) == kept
+    # The lost host may have been the one that was writing, and the other trained on meanwhile.
+    assert 0 <= made - kept < 2 * EVERY_STEPS
     assert weights(run) == weights(undisturbed)
     assert records(run) == records(undisturbed)
     assert sorted(storage.read_json(run / "run.json")["workers"]["hosts"]) == ["host1", "host2"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ from fmdist.errors import DependencyMissing
 from fmdist.models import mlp
 from fmdist.tasks import classification
 from fmdist.tasks.classification import Classification
+from fmdist.training.checkpoint import CheckpointStore
+from fmdist.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from tests.conftest import Fit
@@ -97,6 +101,25 @@ def test_steps_made_again_after_a_crash_are_not_doubled(data: DataSplits, fit: F
     assert [line["step"] for line in read_lines(tmp_path, "train")] == list(range(1, STEPS + 1))
     scalars = events(tmp_path).Scalars("train/loss")
     assert [event.step for event in scalars] == list(range(1, STEPS + 1))
+
+
+def test_a_kill_while_a_checkpoint_is_written_costs_less_than_two_intervals(
+    data: DataSplits, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, committed, at_stake = CheckpointStore.commit, 0, []
+
+    def slowly(
+        store: CheckpointStore, step: int, copied: Snapshot, state: Mapping[str, Any], score: float | None
+    ) -> None:
+        nonlocal committed
+        time.sleep(0.3)  # far more than the steps meanwhile take
+        at_stake.append(read_lines(tmp_path, "train")[-1]["step"] - committed)
+        commit(store, step, copied, state, score)
+        committed = step
+
+    monkeypatch.setattr(CheckpointStore, "commit", slowly)
+    fit(build(data), data, TRAIN | {"checkpoint": {"every_steps": 5}}, tmp_path)
+    assert 5 < max(at_stake) < 10, "training goes on meanwhile, but not to the next that is due"
 
 
 def test_without_trackers_there_are_no_events(data: DataSplits, fit: Fit, tmp_path: Path) -> None:
