@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from fmdist.errors import UNSET, Problem, RecipeError, UsageError
+from fmdist.errors import UNSET, Problem, RecipeError, UsageError, did_you_mean
 
 Keys = tuple[str | int, ...]
 """Where a value stands: ``("train", "optimizer", "lr")``; integers index lists."""
@@ -87,7 +87,12 @@ def read(path: Path) -> Raw:
     base_path = path.parent / name
     if not base_path.is_file():
         problem = Problem(
-            "no such file", "extends", str(base_path), "a path relative to the recipe", line=line
+            "no such file",
+            "extends",
+            str(base_path),
+            "a path relative to the recipe",
+            _near(base_path),
+            line,
         )
         raise RecipeError.collect([problem])
     base = _read_one(base_path)
@@ -143,12 +148,17 @@ def _read_one(path: Path) -> Raw:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(field=str(path), problem="no such recipe file") from None
+        raise UsageError(field=str(path), problem="no such recipe file", fix=_near(path)) from None
     except IsADirectoryError:
         raise UsageError(field=str(path), problem="a recipe is a YAML file, this is a directory") from None
     except UnicodeDecodeError as error:
         raise UsageError(field=str(path), problem=f"not a text file in UTF-8 ({error.reason})") from None
     return read_text(text, str(path))
+
+
+def _near(path: Path) -> str:
+    """Return a suggestion: the recipe in the folder whose name is closest."""
+    return did_you_mean(path.name, (file.name for file in sorted(path.parent.glob("*.y*ml"))))
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:

@@ -153,6 +153,15 @@ def test_what_can_not_be_extended(tmp_path: Path, extends: str, said: str) -> No
     assert caught.value.problems[0].line.endswith("r.yaml:2")
 
 
+def test_a_recipe_that_is_not_there_is_answered_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("a: 1\n")
+    with pytest.raises(UsageError, match=r"no such recipe file\. Did you mean 'digits\.yaml'\?"):
+        read(tmp_path / "digit.yaml")
+    (tmp_path / "r.yaml").write_text("extends: digit.yml\n")
+    with pytest.raises(RecipeError, match=r"relative to the recipe\. Did you mean 'digits\.yaml'\?"):
+        read(tmp_path / "r.yaml")
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such recipe file"):
         read(tmp_path / "absent.yaml")
