@@ -15,8 +15,12 @@ from tests.golden.record import FILE, arithmetic, losses_of
 pytestmark = pytest.mark.slow
 
 RECORDED = json.loads(FILE.read_text())
-TOLERANCE = 1e-3
-"""Relative, where another instruction set or another torch adds in another order."""
+TOLERANCES = (1e-4, 1e-4, 2e-2)
+"""Of each step, relative, where another instruction set or another torch adds in another order.
+
+Adam's first steps have the size of the rate whatever the gradient's: where that is nearly zero, rounding
+decides their direction. On another CPU GoogLeNet's third loss was 0.6% off, its second 3e-6.
+"""
 
 _built: dict[str, DataSplits] = {}
 
@@ -40,4 +44,5 @@ def test_losses_are_those_recorded(task: str, model: str, folder: Path) -> None:
     if exact:
         assert losses == expected
     else:
-        assert losses == pytest.approx(expected, rel=TOLERANCE)
+        for loss, was, tolerance in zip(losses, expected, TOLERANCES, strict=True):
+            assert loss == pytest.approx(was, rel=tolerance)
