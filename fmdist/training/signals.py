@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -72,7 +73,8 @@ class EndAtOnce(_Handling):
     """While entered, SIGTERM and SIGINT end the work with `Interrupted`, for work that is kept in stages.
 
     The handler raises KeyboardInterrupt, which may come to light in a callback or a destructor of a library
-    that swallows it; `check` between two stages, or leaving, then ends the work.
+    that swallows it; `check` between two stages, or leaving, then ends the work. Python's traceback of what it
+    swallows itself is not printed.
 
     Args:
         saved: what was kept, for the message.
@@ -82,11 +84,17 @@ class EndAtOnce(_Handling):
         super().__init__()
         self._saved = saved
         self._signal: int | None = None
+        self._told_before = sys.unraisablehook
+
+    def __enter__(self) -> Self:
+        self._told_before, sys.unraisablehook = sys.unraisablehook, self._swallowed
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        sys.unraisablehook = self._told_before
         if isinstance(error, KeyboardInterrupt) or error is None:
             self.check()
 
@@ -94,6 +102,10 @@ class EndAtOnce(_Handling):
         """Raise `Interrupted` if a signal came."""
         if self._signal is not None:
             raise Interrupted(self._signal, self._saved)
+
+    def _swallowed(self, told: sys.UnraisableHookArgs) -> None:
+        if self._signal is None or not isinstance(told.exc_value, KeyboardInterrupt):
+            self._told_before(told)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:

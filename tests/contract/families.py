@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fmdist import component
 from fmdist.contracts import Batch, Draw, ExportSpec, Task
@@ -96,17 +98,23 @@ def batch_of(split: Samples, rows: slice = slice(0, BATCH), epoch: int = 0) -> B
     return split.__getitems__(Draw(epoch, np.arange(len(split))[rows]))
 
 
-def trained(task: Task, data: DataSplits, steps: int = 3, lr: float = 1e-3) -> list[float]:
+def trained(
+    task: Task, data: DataSplits, steps: int = 3, lr: float = 1e-3, dtype: torch.dtype = torch.float32
+) -> list[float]:
     """Make some steps of every phase and return the first phase's mean losses."""
     generator, losses = torch.Generator(), []
     roles = task.roles()
-    for module in roles.values():
-        module.train()
+    # For what a loss draws itself; the batch is of that type already.
+    hooks = [
+        module.train().to(dtype).register_forward_pre_hook(lambda _, inputs: _as(dtype, inputs))
+        for module in roles.values()
+    ]
     phases = task.phases()
     optimizers = [torch.optim.Adam(roles[phase.role].parameters(), lr=lr) for phase in phases]
     torch.manual_seed(0)
     for step in range(steps):
         batch = batch_of(data.train, slice(0, 2 * BATCH), epoch=0)
+        batch = dict(zip(batch, _as(dtype, batch.values()), strict=True))
         for position, (phase, optimizer) in enumerate(zip(phases, optimizers, strict=True)):
             count = task.count(batch)
             out = phase.loss(roles, batch, generator.manual_seed(step))
@@ -117,7 +125,13 @@ def trained(task: Task, data: DataSplits, steps: int = 3, lr: float = 1e-3) -> l
                 losses.append(out.loss_sum.item() / count)
     for module in roles.values():
         module.eval()
+    for hook in hooks:
+        hook.remove()
     return losses
+
+
+def _as(dtype: torch.dtype, values: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(value.to(dtype) if value.is_floating_point() else value for value in values)
 
 
 def arrays(batch: Batch) -> dict[str, NDArray[Any]]:

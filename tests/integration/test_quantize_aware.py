@@ -29,7 +29,7 @@ RECIPE = {
     "compress": {
         "passes": [
             {"kind": "prune_weights", "sparsity": 0.5, "schedule": "one_shot", "finetune": {"epochs": 1}},
-            {"kind": "quantize_aware", "finetune": {"epochs": 4, "lr": 1e-3, "distill": {}}},
+            {"kind": "quantize_aware", "finetune": {"epochs": 6, "lr": 1e-3, "distill": {}}},
         ],
         "max_drop": 0.5,
         "benchmark": {"samples": 10, "batch_size": 8, "max_seconds": 1},

@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_and_the_python_of_the_readme_run(folder: Path) -> None:
     assert len(commands()) >= 5
     for command in commands():

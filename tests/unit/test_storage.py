@@ -196,6 +196,17 @@ def test_a_manifest_reaches_nothing_outside_of_its_directory(tmp_path: Path) -> 
             storage.verify(folder)
 
 
+@pytest.mark.parametrize(("old", "new"), [("0.25", "0.250"), ("1e-07", "1E-07"), ("0.25", "9e999")])
+def test_a_manifest_is_checked_to_the_letter(tmp_path: Path, old: str, new: str) -> None:
+    folder = _sealed(tmp_path / "sealed")
+    storage.seal(folder, {"seconds": 0.25, "rate": 1e-7})
+    text = (folder / storage.MANIFEST).read_text()
+    assert text.count(old) == 1
+    (folder / storage.MANIFEST).write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match="manifest.json: the content doesn't match its own"):
+        storage.verify(folder)
+
+
 def test_a_link_within_a_sealed_directory_is_fine(tmp_path: Path) -> None:
     folder = _sealed(tmp_path / "sealed")
     (folder / "b.txt").symlink_to("a.txt")

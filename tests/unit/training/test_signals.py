@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 
 import pytest
 
@@ -39,6 +40,33 @@ def test_a_swallowed_signal_ends_it_at_the_next_check(number: signal.Signals) ->
 def test_a_swallowed_signal_ends_it_at_the_end() -> None:
     with pytest.raises(Interrupted), EndAtOnce("all is kept"), contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+class Dropped:
+    """Is sent a signal where Python swallows what it raises, or raises an error there."""
+
+    def __init__(self, number: signal.Signals | None) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        if self.number is None:
+            message = "not of a signal"
+            raise ValueError(message)
+        signal.raise_signal(self.number)
+
+
+@NUMBERS
+def test_a_signal_in_a_destructor_prints_no_traceback(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[BaseException | None] = []
+    hook = lambda what: told.append(what.exc_value)  # noqa: E731
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    with pytest.raises(Interrupted), EndAtOnce("all is kept"):
+        Dropped(None)
+        Dropped(number)
+    assert sys.unraisablehook is hook
+    assert [type(error) for error in told] == [ValueError]
 
 
 def test_other_errors_pass() -> None:
