@@ -73,8 +73,8 @@ class EndAtOnce(_Handling):
     """While entered, SIGTERM and SIGINT end the work with `Interrupted`, for work that is kept in stages.
 
     The handler raises KeyboardInterrupt, which may come to light in a callback or a destructor of a library
-    that swallows it; `check` between two stages, or leaving, then ends the work. Python's traceback of what it
-    swallows itself is not printed.
+    that swallows it; `check` between two stages, or leaving, then ends the work. Of one that Python itself
+    swallows no traceback is printed.
 
     Args:
         saved: what was kept, for the message.

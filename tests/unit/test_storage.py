@@ -203,7 +203,7 @@ def test_a_manifest_is_checked_to_the_letter(tmp_path: Path, old: str, new: str)
     text = (folder / storage.MANIFEST).read_text()
     assert text.count(old) == 1
     (folder / storage.MANIFEST).write_text(text.replace(old, new))
-    with pytest.raises(CheckpointError, match="manifest.json: the content doesn't match its own"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: the content doesn't match its own"):
         storage.verify(folder)
 
 

@@ -62,7 +62,7 @@ def test_a_signal_in_a_destructor_prints_no_traceback(
     told: list[BaseException | None] = []
     hook = lambda what: told.append(what.exc_value)  # noqa: E731
     monkeypatch.setattr(sys, "unraisablehook", hook)
-    with pytest.raises(Interrupted), EndAtOnce("all is kept"):
+    with pytest.raises(Interrupted), EndAtOnce("all is kept"):  # noqa: PT012
         Dropped(None)
         Dropped(number)
     assert sys.unraisablehook is hook
