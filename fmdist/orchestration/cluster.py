@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 
@@ -77,13 +78,20 @@ def _connect(address: str | None) -> None:
         ) from error
 
 
+def free_port() -> int:
+    """Return a port on which nothing listens, below those that the kernel gives to who asks, such as Ray."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("", port))
+            return port
+
+
 def _start() -> None:
     """Start a cluster on this machine whose processes find it again, whatever else runs here."""
     # Left to themselves, Ray Train's helpers ask the machine's last cluster, which may long be dead: each run
     # would end 12 s later with a traceback, and nothing would be cleaned up after a lost controller.
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     os.environ |= {
         "RAY_GCS_SERVER_PORT": str(port),

@@ -181,7 +181,7 @@ def _ask(address: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]
         ) from error
 
 
-KNOWN_SECONDS = 10.0
+KNOWN_SECONDS = 30.0
 """How long a cluster may take to know its machines."""
 
 

@@ -141,8 +141,10 @@ def _keep(archive: bytes) -> Path:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(archive)
     temporary.replace(file)
-    by_age = sorted(shelf.glob("fmdist-*.zip"), key=lambda old: old.stat().st_mtime, reverse=True)
-    for old in by_age[MAX_KEPT:]:
+    # By the clock, which may have been set back: what was just written stays.
+    others = (old for old in shelf.glob("fmdist-*.zip") if old != file)
+    by_age = sorted(others, key=lambda old: old.stat().st_mtime, reverse=True)
+    for old in by_age[MAX_KEPT - 1 :]:
         old.unlink(missing_ok=True)
     return file
 

@@ -93,7 +93,8 @@ class Hosts:
         """Set the switch up; this machine's other processes reach the hosts through `outside` only."""
         for words in (
             "link set lo up",
-            "link add switch type bridge",
+            # Without an address of its own it would take a port's, and another one when a host comes back.
+            "link add switch address 02:00:00:00:00:fe type bridge",
             f"addr add {ADDRESS.format(254)}/24 dev switch",
             "link set switch up",
         ):

@@ -75,6 +75,7 @@ def test_a_kill_with_loader_processes_frees_the_folder_at_once(tmp_path: Path) -
     finish(process)
 
 
+@pytest.mark.timeout(900)
 def test_a_dozen_kills(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.faults.sweep", "--kills", "12", "--seed", "1"]
     done = subprocess.run(

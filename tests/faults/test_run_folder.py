@@ -121,6 +121,7 @@ def die_at_write(number: int, recipe: dict[str, Any], folder: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_at_each_file_of_a_new_run(tmp_path: Path) -> None:
     stages.train(RECIPE, output=tmp_path / "whole")
     number = 1
@@ -133,6 +134,7 @@ def test_a_kill_at_each_file_of_a_new_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_at_each_file_when_a_finished_run_goes_on(tmp_path: Path) -> None:
     longer = small_recipe({"epochs": 2})
     stages.train(longer, output=tmp_path / "whole")
