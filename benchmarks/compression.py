@@ -46,7 +46,7 @@ from benchmarks.compression_peers.subjects import (
     prepare,
     train,
 )
-from benchmarks.harness import RESULTS, ROOT, write_results
+from benchmarks.harness import RESULTS, ROOT, origin, write_parts
 from fmdist import storage
 from fmdist.compression.manifest import describe
 
@@ -362,10 +362,11 @@ def main() -> None:
     results = storage.read_json(path) if path.exists() and not arguments.quick else {}
     results = {name: results[name] for name in CASES if name in results}
     for name in arguments.subjects or CASES:
-        results[name] = measure(name, arguments.peers, arguments.folder.resolve(), arguments.quick)
+        measured = measure(name, arguments.peers, arguments.folder.resolve(), arguments.quick)
+        results[name] = {**origin(), **measured}
         sys.stdout.write(f"{name}: {json.dumps(results[name], indent=1)}\n")
         if not arguments.quick:
-            write_results("compression", results)
+            write_parts("compression", results)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.harness import RESULTS, spread, write_results
+from benchmarks.harness import RESULTS, origin, spread, write_parts
 from benchmarks.peers import BATCH, WARM, recipe
 
 ROUNDS = 5
@@ -187,9 +187,9 @@ def main(chosen: Sequence[str]) -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     results = {name: results[name] for name in MEASURES if name in results}
     for name in chosen or MEASURES:
-        results[name] = MEASURES[name]()
+        results[name] = {**origin(), **MEASURES[name]()}
         sys.stdout.write(f"{name}: {json.dumps(results[name], indent=1)}\n")
-        write_results("distributed", results)
+        write_parts("distributed", results)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def origin() -> dict[str, Any]:
+    """Return the machine and the commit, for what is measured in one go."""
+    return {"machine": machine(), "commit": commit()}
+
+
 def write_results(name: str, results: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json`` with the machine and the commit, and return its path."""
+    """Write ``results/<name>.json`` with its `origin`, and return its path."""
+    return write_parts(name, {**origin(), **results})
+
+
+def write_parts(name: str, parts: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json`` of parts that are measured one by one, each with its own `origin`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), "commit": commit(), **results}, indent=2) + "\n")
+    path.write_text(json.dumps(parts, indent=2) + "\n")
     return path
