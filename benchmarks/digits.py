@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, spread, write_results
+from benchmarks.harness import ROOT, conclude, spread
 from fmdist import stages, storage
 
 SEEDS = range(5)
@@ -80,11 +80,7 @@ def main() -> int:
     for name, summary in table.items():
         figures = "  ".join(f"{column} {values['median']:.4g}" for column, values in summary.items())
         sys.stdout.write(f"{name:<28} {figures}\n")
-    for name, met in bars.items():
-        sys.stdout.write(f"{'met   ' if met else 'MISSED'} {name}\n")
-    path = write_results("digits", {"bars": bars, "table": table, "runs": runs})
-    sys.stdout.write(f"wrote {path}\n")
-    return int(not all(bars.values()))
+    return conclude("digits", bars, {"table": table, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,11 @@ def write_parts(name: str, parts: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(parts, indent=2) + "\n")
     return path
+
+
+def conclude(name: str, bars: dict[str, bool], results: dict[str, Any]) -> int:
+    """Say which bars are met, write them with the results, and return the exit code: 1 if one is missed."""
+    for text, met in bars.items():
+        sys.stdout.write(f"{'met   ' if met else 'MISSED'} {text}\n")
+    sys.stdout.write(f"wrote {write_results(name, {'bars': bars, **results})}\n")
+    return int(not all(bars.values()))

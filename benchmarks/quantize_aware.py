@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fmdist
-from benchmarks.harness import write_results
+from benchmarks.harness import conclude
 from fmdist import storage
 
 SEEDS = range(3)
@@ -169,11 +169,7 @@ def main() -> int:
     }
     for way, row in table.items():
         sys.stdout.write(f"{way:<24} {'  '.join(f'{key} {value}' for key, value in row.items())}\n")
-    for name, met in bars.items():
-        sys.stdout.write(f"{'met   ' if met else 'MISSED'} {name}\n")
-    path = write_results("quantize_aware", {"bars": bars, "table": table, "runs": runs})
-    sys.stdout.write(f"wrote {path}\n")
-    return int(not all(bars.values()))
+    return conclude("quantize_aware", bars, {"table": table, "runs": runs})
 
 
 if __name__ == "__main__":

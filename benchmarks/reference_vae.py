@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.harness import ROOT, write_results
+from benchmarks.harness import ROOT, conclude
 from fmdist import stages, storage
 from fmdist.contracts import Draw
 from fmdist.data.splits import Samples
@@ -124,11 +124,7 @@ def main() -> int:
         "confidence at least 0.80": min(row["confidence"] for row in rows) >= 0.80,
         "all ten digits among the samples": all(min(row["named"]) > 0 for row in rows),
     }
-    for text, met in bars.items():
-        sys.stdout.write(f"{'met   ' if met else 'MISSED'} {text}\n")
-    path = write_results("reference_vae", {"bars": bars, "means": means, "runs": rows})
-    sys.stdout.write(f"wrote {path}\n")
-    return int(not all(bars.values()))
+    return conclude("reference_vae", bars, {"means": means, "runs": rows})
 
 
 if __name__ == "__main__":

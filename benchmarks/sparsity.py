@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import ROOT, spread, write_results
+from benchmarks.harness import ROOT, conclude, spread
 from fmdist import stages, storage
 from fmdist.compression.finetune import keeping_zeros
 from fmdist.contracts import Draw, Task
@@ -64,11 +64,7 @@ def main() -> int:
     for name, columns in table.items():
         figures = "  ".join(f"{column} {values['median']:.4g}" for column, values in columns.items())
         sys.stdout.write(f"{name:<5} {figures}\n")
-    for name, met in bars.items():
-        sys.stdout.write(f"{'met   ' if met else 'MISSED'} {name}\n")
-    path = write_results("sparsity", {"bars": bars, "pass": pruning(), "table": table, "runs": rows})
-    sys.stdout.write(f"wrote {path}\n")
-    return int(not all(bars.values()))
+    return conclude("sparsity", bars, {"pass": pruning(), "table": table, "runs": rows})
 
 
 def one(seed: int, folder: Path) -> list[dict[str, Any]]:
